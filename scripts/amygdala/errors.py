@@ -1,0 +1,21 @@
+"""The one error class for what a user can mend, and safe ways to show hostile strings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class UserError(Exception):
+    """Bad input or surroundings, told in one message that names the file, line or key and what to do."""
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """`value` quoted for a terminal: control characters escaped, cut to `limit` characters."""
+    text = value if isinstance(value, str) else str(value)
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def listed(names: list[str], limit: int = 12) -> str:
+    """Names for a message, quoted, the first `limit` of them."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(shown(name) for name in names[:limit]) + more

@@ -1,0 +1,76 @@
+"""Files of the store: written whole or not at all, readable by the group as the umask says."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from amygdala.errors import UserError
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success its file is synced and renamed to `path`, else removed.
+
+    A plain open() makes the file, so its mode follows the umask (mkstemp's 0600 would hide it from others).
+    Raises UserError where the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise UserError(f"cannot write {path}: {os.strerror(error.errno)}. Nothing was left half written.") from None
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The parsed file; a damaged one is named (UserError) with what to do."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run snakemake again, it will be rebuilt") from None
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex sha256 of the file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remember(path: Path, value: Any) -> None:
+    """Write a memo (a value that can be worked out again); a store that cannot be written is no error."""
+    with contextlib.suppress(UserError, OSError):
+        write_json(path, value)
+
+
+def recall(path: Path) -> Any:
+    """A memo, or None where it is missing or unreadable."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,106 @@
+"""Keys: the hash of everything that a stored file is made from, worked out from the sources alone.
+
+What each key covers
+  snapshot   bytes of the graph file; code
+  plan       snapshot; emotion and example settings; code
+  examples   emotion; digest, polarity and split of each example; code
+  model      model identity; dtype (converted models); code
+  space      model identity; dtype; pooling; max_tokens; code; major.minor of torch and transformers
+  index      space; digests of the shard's texts; layers
+  vectors    space; method; digests of the emotion's training examples; code       (the layer is in the file's name)
+  heads      space; digests of the emotion's training examples; code               (the layer is in the file's name)
+  quality    vectors, heads and examples of all emotions; layers; code; major.minor of scikit-learn
+  release    quality; what the manifest says beside it; code
+
+"code" is the syntax tree of the stage's entry script and of every module of ours that it imports, without comments and
+docstrings. NUMBER_FREE names the modules left out, because nothing in them can change a number.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = Path(__file__).resolve().parent.parent
+NUMBER_FREE = {"amygdala", "amygdala.errors", "amygdala.files", "amygdala.job", "amygdala.progress"}
+
+
+def key(*ingredients: Any) -> str:
+    """16 hex digits over the canonical JSON of the ingredients."""
+    canonical = json.dumps(ingredients, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def text_digest(text: str) -> str:
+    """The digest that a text goes by: the first 32 hex digits of the sha256 of its UTF-8."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
+            node.body = body[1:] or [ast.Pass()]
+    return tree
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """Dotted names that the module imports anywhere, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def _source_of(module: str, scripts: Path) -> Path | None:
+    path = scripts.joinpath(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def modules_of(entry: str, scripts: Path = SCRIPTS) -> dict[str, Path]:
+    """The entry module and all modules of ours that it imports, directly or not, less NUMBER_FREE."""
+    found: dict[str, Path] = {}
+    queue = [entry]
+    while queue:
+        module = queue.pop()
+        source = _source_of(module, scripts)
+        if source is None or module in found or module in NUMBER_FREE:
+            continue
+        found[module] = source
+        queue.extend(sorted(_imported(_parsed(source))))
+    return found
+
+
+@functools.cache
+def _parsed(source: Path) -> ast.Module:
+    return ast.parse(source.read_bytes(), filename=str(source))
+
+
+@functools.cache
+def code(entry: str, scripts: Path = SCRIPTS) -> str:
+    """Digest of the code behind a stage; `entry` is a module name such as "vectors" or "amygdala.plan"."""
+    trees = {m: ast.dump(_without_docstrings(_parsed(s))) for m, s in modules_of(entry, scripts).items()}
+    return key(sorted(trees.items()))
+
+
+def version(package: str) -> str:
+    """major.minor of an installed package."""
+    return ".".join(importlib.metadata.version(package).split(".")[:2])
