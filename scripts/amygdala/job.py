@@ -1,0 +1,41 @@
+"""The tail of an entry script: its log, and errors that a user can mend told in one line without a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+from amygdala.errors import UserError
+
+Say = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def job(snakemake: Any, aloud: bool = False) -> Iterator[Say]:
+    """Give `say(line)`, which writes to the job's log (`aloud`: to the terminal too).
+
+    Whatever else is printed goes to the log as well. A UserError ends the process with status 1 and one line.
+    """
+    path = snakemake.log[0] if len(snakemake.log) else None
+    terminal = sys.stderr
+    with open(path, "w", encoding="utf-8", buffering=1) if path else contextlib.nullcontext(terminal) as log:
+        try:
+            with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
+                yield lambda line: _say(line, log, terminal if aloud else None)
+        except UserError as error:
+            print(f"error: {error}", file=log)
+            sys.exit(1)
+        except Exception:
+            if log is not terminal:
+                traceback.print_exc(file=log)
+            raise
+
+
+def _say(line: str, log: TextIO, terminal: TextIO | None) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=log, flush=True)
+    if terminal is not None and terminal is not log:
+        print(f"  {line}", file=terminal, flush=True)

