@@ -58,5 +58,118 @@ def get_stored(target):
 
 
 def get_published(target):
-    """What a target rule asks for: the marker of its release, and the results themselves."""
+    """The marker of a target's release, and the results themselves."""
     return [build.marker(build.selections[target]), *get_results(target)]
+
+
+def get_snapshot(wildcards):
+    refuse_other_key(wildcards.emotion, wildcards.key, build.example_keys)
+    return unless_stored([build.examples(wildcards.emotion)], [build.snapshot])
+
+
+def get_model_file():
+    """The model file that is converted, where it lies on this machine."""
+    return [build.model.source] if build.model.kind == "gguf" else []
+
+
+def get_model_ready():
+    """The model's marker; a model folder is used where it lies."""
+    return [] if build.model.kind == "folder" else [build.model_ready]
+
+
+def get_capture_examples(wildcards):
+    shard = int(wildcards.shard)
+    if shard >= len(build.index_keys) or build.index_keys[shard] != wildcards.key:
+        raise WorkflowError(
+            f"shard {shard} with the key {wildcards.key} is not part of the current build"
+        )
+    return unless_stored(
+        [build.index(shard)], [build.examples(emotion) for emotion in build.emotions]
+    )
+
+
+def get_shard(wildcards):
+    return int(wildcards.shard)
+
+
+def get_capture_model(wildcards):
+    return unless_stored([build.index(int(wildcards.shard))], get_model_ready())
+
+
+def get_vector_examples(wildcards):
+    emotion = wildcards.emotion
+    refuse_other_key(emotion, wildcards.key, build.vector_keys)
+    return unless_stored(build.vectors(emotion), [build.examples(emotion)])
+
+
+def get_vector_indices(wildcards):
+    return unless_stored(build.vectors(wildcards.emotion), build.indices)
+
+
+def get_head_examples(wildcards):
+    emotion = wildcards.emotion
+    refuse_other_key(emotion, wildcards.key, build.head_keys)
+    return unless_stored(build.heads(emotion), [build.examples(emotion)])
+
+
+def get_head_indices(wildcards):
+    return unless_stored(build.heads(wildcards.emotion), build.indices)
+
+
+def get_quality_files():
+    """{emotion: the files behind its figures}"""
+    return {
+        emotion: {
+            "examples": build.examples(emotion),
+            "vectors": dict(zip(build.layers, build.vectors(emotion))),
+            "heads": dict(zip(build.layers, build.heads(emotion))),
+        }
+        for emotion in build.emotions
+    }
+
+
+def get_quality_inputs():
+    return [
+        path
+        for emotion in build.emotions
+        for path in [
+            build.examples(emotion),
+            *build.vectors(emotion),
+            *build.heads(emotion),
+        ]
+    ]
+
+
+def get_release(wildcards):
+    if wildcards.key not in build.releases:
+        raise WorkflowError(f"the release {wildcards.key} is not part of the current build")
+    return build.releases[wildcards.key]
+
+
+def get_release_vectors(wildcards):
+    chosen = get_release(wildcards)
+    files = [path for emotion in chosen.emotions for path in build.vectors(emotion, chosen.layers)]
+    return unless_stored(build.release(chosen), files)
+
+
+def get_release_indices(wildcards):
+    return unless_stored(build.release(get_release(wildcards)), build.indices)
+
+
+def get_vector_files(wildcards):
+    chosen = get_release(wildcards)
+    return {
+        emotion: dict(zip(chosen.layers, build.vectors(emotion, chosen.layers)))
+        for emotion in chosen.emotions
+    }
+
+
+def get_counts(wildcards):
+    return {
+        emotion: build.plan.emotions[emotion]["counts"]
+        for emotion in get_release(wildcards).emotions
+    }
+
+
+def get_release_layers(wildcards):
+    return get_release(wildcards).layers

@@ -1,8 +1,3 @@
-def get_snapshot(wildcards):
-    refuse_other_key(wildcards.emotion, wildcards.key, build.example_keys)
-    return unless_stored([build.examples(wildcards.emotion)], [build.snapshot])
-
-
 rule choose_examples:
     input:
         get_snapshot,

@@ -1,13 +1,3 @@
-def get_head_examples(wildcards):
-    emotion = wildcards.emotion
-    refuse_other_key(emotion, wildcards.key, build.head_keys)
-    return unless_stored(build.heads(emotion), [build.examples(emotion)])
-
-
-def get_head_indices(wildcards):
-    return unless_stored(build.heads(wildcards.emotion), build.indices)
-
-
 rule measure_heads:
     input:
         examples=get_head_examples,
@@ -24,7 +14,6 @@ rule measure_heads:
     conda:
         "../envs/light.yaml"
     params:
-        space=build.space,
         layers=build.layers,
     message:
         "Heads of {wildcards.emotion}"

@@ -1,8 +1,3 @@
-def get_model_file():
-    """The model file that is converted, where it lies on this machine."""
-    return [build.model.source] if build.model.kind == "gguf" else []
-
-
 rule make_model_ready:
     input:
         unless_stored([build.model_ready], get_model_file()),

@@ -1,27 +1,3 @@
-def get_quality_files():
-    """{emotion: the files behind its figures}"""
-    return {
-        emotion: {
-            "examples": build.examples(emotion),
-            "vectors": dict(zip(build.layers, build.vectors(emotion))),
-            "heads": dict(zip(build.layers, build.heads(emotion))),
-        }
-        for emotion in build.emotions
-    }
-
-
-def get_quality_inputs():
-    return [
-        path
-        for emotion in build.emotions
-        for path in [
-            build.examples(emotion),
-            *build.vectors(emotion),
-            *build.heads(emotion),
-        ]
-    ]
-
-
 rule measure_quality:
     input:
         files=unless_stored([build.quality], get_quality_inputs()),
@@ -33,7 +9,6 @@ rule measure_quality:
     conda:
         "../envs/light.yaml"
     params:
-        space=build.space,
         layers=build.layers,
         files=get_quality_files(),
     message:

@@ -1,38 +1,3 @@
-def get_release(wildcards):
-    if wildcards.key not in build.releases:
-        raise WorkflowError(f"the release {wildcards.key} is not part of the current build")
-    return build.releases[wildcards.key]
-
-
-def get_release_vectors(wildcards):
-    chosen = get_release(wildcards)
-    files = [path for emotion in chosen.emotions for path in build.vectors(emotion, chosen.layers)]
-    return unless_stored(build.release(chosen), files)
-
-
-def get_release_indices(wildcards):
-    return unless_stored(build.release(get_release(wildcards)), build.indices)
-
-
-def get_vector_files(wildcards):
-    chosen = get_release(wildcards)
-    return {
-        emotion: dict(zip(chosen.layers, build.vectors(emotion, chosen.layers)))
-        for emotion in chosen.emotions
-    }
-
-
-def get_counts(wildcards):
-    return {
-        emotion: build.plan.emotions[emotion]["counts"]
-        for emotion in get_release(wildcards).emotions
-    }
-
-
-def get_release_layers(wildcards):
-    return get_release(wildcards).layers
-
-
 rule merge_readout:
     input:
         vectors=get_release_vectors,
@@ -45,7 +10,6 @@ rule merge_readout:
     conda:
         "../envs/light.yaml"
     params:
-        space=build.space,
         layers=get_release_layers,
         vectors=get_vector_files,
         counts=get_counts,

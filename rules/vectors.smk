@@ -1,13 +1,3 @@
-def get_vector_examples(wildcards):
-    emotion = wildcards.emotion
-    refuse_other_key(emotion, wildcards.key, build.vector_keys)
-    return unless_stored(build.vectors(emotion), [build.examples(emotion)])
-
-
-def get_vector_indices(wildcards):
-    return unless_stored(build.vectors(wildcards.emotion), build.indices)
-
-
 rule compute_vectors:
     input:
         examples=get_vector_examples,
@@ -24,7 +14,6 @@ rule compute_vectors:
     conda:
         "../envs/light.yaml"
     params:
-        space=build.space,
         layers=build.layers,
         method=config["method"],
     message:

@@ -11,7 +11,7 @@ from amygdala.errors import UserError, shown
 from amygdala.exampleset import read_examples, shard_of
 from amygdala.job import job
 from amygdala.progress import Progress
-from amygdala.segments import Held, Rows, held_rows, write_index, write_segment
+from amygdala.segments import Held, Rows, held_rows, space_of, write_index, write_segment
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -115,7 +115,6 @@ def forward(texts: dict[str, str], capture: "Capture", space: Path, settings: An
 def capture_shard(
     texts: dict[str, str],
     layers: Sequence[int],
-    space: Path,
     index: Path,
     settings: dict[str, Any],
     say: Say,
@@ -126,6 +125,7 @@ def capture_shard(
     settings: source, revision, dtype, pooling, device, max_tokens, batch_tokens, threads. The model is loaded only if a row is
     missing, and only up to the last layer that is missing.
     """
+    space = space_of(index)
     held = {layer: held_rows(space, layer, say) for layer in layers}
     groups = missing_layers(texts, held)
     missing = sum(len(digests) for digests in groups.values())
@@ -169,12 +169,8 @@ def check_unchanged(model: dict[str, Any], store: Path) -> None:
 if "snakemake" in globals():
     with job(snakemake, aloud=True) as say:
         params = snakemake.params
-        check_unchanged(params.model, Path(params.store))
-        capture_shard(
-            shard_texts(snakemake.input.examples, params.shard, params.shards),
-            params.layers,
-            Path(params.space),
-            Path(snakemake.output[0]),
-            {**params.settings, "threads": snakemake.threads},
-            say,
-        )
+        index = Path(snakemake.output[0])
+        check_unchanged(params.model, space_of(index).parent.parent)
+        texts = shard_texts(snakemake.input.examples, params.shard, params.shards)
+        settings = {**params.settings, "threads": snakemake.threads}
+        capture_shard(texts, params.layers, index, settings, say)

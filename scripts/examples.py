@@ -23,7 +23,8 @@ def make_examples(snapshot: str | Path, emotion: str, rules: Rules, output: str 
 
 
 def rules_from(params: Any) -> Rules:
-    return Rules(**{name: tuple(v) if isinstance(v, list) else v for name, v in dict(params).items()})
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in dict(params).items()}
+    return Rules(**settings)
 
 
 if "snakemake" in globals():

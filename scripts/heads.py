@@ -76,7 +76,7 @@ if "snakemake" in globals():
     with job(snakemake) as say:
         done = make_heads(
             snakemake.input.examples[0],
-            Reader(snakemake.input.indices, snakemake.params.space),
+            Reader(snakemake.input.indices),
             dict(zip(snakemake.params.layers, map(Path, snakemake.output), strict=True)),
         )
         say(f"{snakemake.wildcards.emotion}: layers {done}")

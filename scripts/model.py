@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amygdala.convert import convert_gguf
 from amygdala.errors import UserError
 from amygdala.fetch import embedded_gguf, hub_download
 from amygdala.files import sha256_file, write_json
@@ -15,30 +16,8 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 
-def convert_gguf(gguf_file: Path, folder: Path, dtype: str) -> None:
-    """Dequantize a GGUF file into a Hugging Face model folder (safetensors in `dtype`, tokenizer, configuration)."""
-    import torch
-    import transformers
-
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    where = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            **where, dtype=dtypes[dtype], quantization_config=transformers.GgufConfig(dequantize=True)
-        )
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise UserError(f"model: {gguf_file} cannot be converted: {str(error).strip().splitlines()[0]}") from None
-    # save_pretrained refuses while the model still says that it is quantized
-    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
-        if hasattr(owner, name):
-            delattr(owner, name)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def install(folder: Path, target: Path) -> None:
-    """Move a finished folder to `target` in one step, its files readable as the umask says. Another run's may be there first."""
+    """Move a finished folder to `target` in one step, readable as the umask says. Another run's may be there first."""
     umask = os.umask(0)
     os.umask(umask)
     for path in folder.iterdir():

@@ -100,6 +100,6 @@ if "snakemake" in globals():
             }
             for name, paths in params.files.items()
         }
-        made = make_quality(files, params.layers, Reader(snakemake.input.indices, params.space), Path(snakemake.output[0]))
+        made = make_quality(files, params.layers, Reader(snakemake.input.indices), Path(snakemake.output[0]))
         for layer, value in made["macro_auc"].items():
             say(f"layer {layer}: mean held-out AUC {value['mean']} over {value['emotions']} emotions")

@@ -29,8 +29,9 @@ def make_release(
 ) -> None:
     """Write vectors and manifest of a release, and load them back as a server would.
 
-    vectors: {emotion: {layer: path}}, whose order is the concept order; stats: one dict a shard of what its capture did; counts:
-    examples by emotion, split and polarity; facts: what the manifest says beside; outputs: paths for "vectors" and "manifest".
+    vectors: {emotion: {layer: path}}, whose order is the concept order; stats: one dict a shard of what its capture did;
+    counts: examples by emotion, split and polarity; facts: what the manifest says beside; outputs: paths for "vectors" and
+    "manifest".
     """
     concepts = list(vectors)
     tensors = {tensor_name(layer): np.stack([read_vector(vectors[c][layer]) for c in concepts]) for layer in layers}
@@ -53,7 +54,7 @@ if "snakemake" in globals():
     with job(snakemake) as say:
         params = snakemake.params
         paths = {name: {int(layer): Path(path) for layer, path in files.items()} for name, files in params.vectors.items()}
-        done = Reader(snakemake.input.indices, params.space).stats
+        done = Reader(snakemake.input.indices).stats
         out = {name: Path(snakemake.output[name]) for name in ("vectors", "manifest")}
         make_release(paths, params.layers, done, params.counts, params.facts, out)
         say(f"{len(paths)} concepts, layers {params.layers}")

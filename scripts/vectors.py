@@ -55,7 +55,7 @@ if "snakemake" in globals():
         done = make_vectors(
             snakemake.wildcards.emotion,
             snakemake.input.examples[0],
-            Reader(snakemake.input.indices, snakemake.params.space),
+            Reader(snakemake.input.indices),
             snakemake.params.method,
             dict(zip(snakemake.params.layers, map(Path, snakemake.output), strict=True)),
         )

@@ -1,1 +1,1 @@
-"""What amygdala's entry scripts and its Snakefile share. Import-light: torch is imported only by `residual` and `architecture`."""
+"""What amygdala's entry scripts and its Snakefile share. Only `residual` and `architecture` import torch."""

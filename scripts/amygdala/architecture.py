@@ -35,7 +35,7 @@ def text_config(config: Any) -> Any:
 
 
 def decoder_layers(model: nn.Module, n_layers: int) -> nn.ModuleList:
-    """The model's list of decoder blocks: the outermost ModuleList with `n_layers` entries that hold parameters of their own."""
+    """The model's list of decoder blocks: the outermost ModuleList with `n_layers` entries."""
     lists = [
         (name.count("."), name, module)
         for name, module in model.named_modules()

@@ -1,7 +1,7 @@
 """The build worked out from the sources: keys, paths in the store, and what each stage depends on.
 
-Nothing here depends on what the store holds, so that every cluster job that parses the Snakefile again works out the same build.
-(Memos in <store>/memo only save work: they hold what could be worked out again.)
+Nothing here depends on what the store holds, so that every cluster job that parses the Snakefile again works out the same
+build. (Memos in <store>/memo only save work: they hold what could be worked out again.)
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ class Build:
 
     def _make_keys(self) -> None:
         config, plan = self.config, self.plan
-        self.model_key = key("model", self.model.identity, self.dtype, code("model"))
-        converted = [self.model_key] if self.model.converted else []
         versions = [[library, version(library)] for library in LIBRARIES]
+        self.model_key = key("model", self.model.identity, self.dtype, versions, code("amygdala.convert"))
+        converted = [self.model_key] if self.model.converted else []
         pooling = [config["pooling"], config["max_tokens"]]
         self.space_key = key("space", self.model.identity, self.dtype, converted, pooling, versions, code("activations"))
         self.index_keys = [key("index", self.space_key, part["digests"], self.layers) for part in plan.shards]

@@ -30,8 +30,10 @@ def _where(name: str, files: Iterable[str | Path]) -> str:
 
 
 def _unknown(error: ValidationError, files: Iterable[str | Path]) -> str:
-    allowed = sorted(error.schema["properties"])
-    name = next(key for key in error.instance if key not in error.schema["properties"])
+    schema: Any = error.schema
+    allowed = sorted(schema["properties"])
+    instance: Any = error.instance
+    name = next(key for key in instance if key not in allowed)
     close = difflib.get_close_matches(str(name), allowed, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     inside = f" in '{error.path[-1]}'" if error.path else ""

@@ -1,7 +1,8 @@
 """The contract with the inference server: vectors.safetensors and manifest.json, and the check of one against the other.
 
-`layer_<idx>.vectors` is float32 [n_concepts, hidden_size], rows of unit length in the manifest's concept order, for each 0-based decoder
-layer that the manifest lists; a vector lives in that layer's output, the residual stream after the block and before the final norm.
+`layer_<idx>.vectors` is float32 [n_concepts, hidden_size], rows of unit length in the manifest's concept order, for each
+0-based decoder layer that the manifest lists; a vector lives in that layer's output, the residual stream after the block and
+before the final norm.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ What each key covers
   snapshot   bytes of the graph file; code
   plan       snapshot; emotion and example settings; code
   examples   emotion; digest, polarity and split of each example; code
-  model      model identity; dtype (converted models); code
-  space      model identity; dtype; pooling; max_tokens; code; major.minor of torch and transformers
+  model      model identity; dtype; code of the conversion; major.minor of torch and transformers
+  space      model (converted models) or its identity; dtype; pooling; max_tokens; code; major.minor of torch and transformers
   index      space; digests of the shard's texts; layers
   vectors    space; method; digests of the emotion's training examples; code       (the layer is in the file's name)
   heads      space; digests of the emotion's training examples; code               (the layer is in the file's name)
@@ -13,7 +13,8 @@ What each key covers
   release    quality; what the manifest says beside it; code
 
 "code" is the syntax tree of the stage's entry script and of every module of ours that it imports, without comments and
-docstrings. NUMBER_FREE names the modules left out, because nothing in them can change a number.
+docstrings. NUMBER_FREE names the modules left out: nothing in them can change a number other than through a value that the key
+covers itself (a digest, the model's identity).
 """
 
 from __future__ import annotations
@@ -27,7 +28,16 @@ from pathlib import Path
 from typing import Any
 
 SCRIPTS = Path(__file__).resolve().parent.parent
-NUMBER_FREE = {"amygdala", "amygdala.errors", "amygdala.files", "amygdala.job", "amygdala.progress"}
+NUMBER_FREE = {
+    "amygdala",
+    "amygdala.errors",
+    "amygdala.fetch",
+    "amygdala.files",
+    "amygdala.job",
+    "amygdala.keys",
+    "amygdala.modelinfo",
+    "amygdala.progress",
+}
 
 
 def key(*ingredients: Any) -> str:

@@ -44,9 +44,10 @@ class Rules:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Rules:
         emotions = config["emotions"]
-        own = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
-        names = {side: tuple(sorted({emotion_name(raw) for raw in emotions[side]})) for side in ("curated", "exclude")}
-        return cls(**own, select=emotions["select"], min_positives=emotions["min_positives"], top=emotions["top"], **names)
+        settings: dict[str, Any] = {**config, **emotions}
+        for side in ("curated", "exclude"):
+            settings[side] = tuple(sorted({emotion_name(raw) for raw in emotions[side]}))
+        return cls(**{name: settings[name] for name in cls.__dataclass_fields__})
 
     def ingredients(self) -> dict[str, Any]:
         return asdict(self)

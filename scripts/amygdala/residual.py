@@ -1,8 +1,8 @@
-"""Texts to rows: the residual stream after chosen decoder layers, and the input of their attention output projections, pooled over
-the content tokens inside forward hooks, so that nothing of size [batch, tokens, hidden] outlives its layer.
+"""Texts to rows: the residual stream after chosen decoder layers, and the input of their attention output projections, pooled
+over the content tokens inside forward hooks, so that nothing of size [batch, tokens, hidden] outlives its layer.
 
-The residual of layer i is that layer's *output* (0-based): `hidden_states[i + 1]` of a full run, except for the model's last layer,
-where transformers gives the state after the final norm and this gives the state before it.
+The residual of layer i is that layer's *output* (0-based): `hidden_states[i + 1]` of a full run, except for the model's last
+layer, where transformers gives the state after the final norm and this gives the state before it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Activation rows in the store: immutable segments, one file a layer and flush, and the keyed index over them.
 
-A segment `<space>/layer_012/<id>.safetensors` holds, for N texts: `digests` uint8 [N, 16]; `residual` float32 [N, hidden]; `heads`
-float32 [N, n_heads * head_dim] where the layer has attention heads; `residual_crc`, `heads_crc` uint32 [N], the CRC-32 of each row's
-bytes; `tokens` int32 [N], tokens forwarded; `cut` uint8 [N], 1 where the text was cut. Its metadata says n_heads and head_dim, or why
-there are none. Rows are read through a memory map, and each row's checksum is compared when it is read.
+A segment `<space>/layer_012/<id>.safetensors` holds, for N texts: `digests` uint8 [N, 16]; `residual` float32 [N, hidden];
+`heads` float32 [N, n_heads * head_dim] where the layer has attention heads; `residual_crc`, `heads_crc` uint32 [N], the CRC-32
+of each row's bytes; `tokens` int32 [N], tokens forwarded; `cut` uint8 [N], 1 where the text was cut. Its metadata says n_heads
+and head_dim, or why there are none. Rows are read through a memory map, and each row's checksum is compared when it is read.
 
 The index, a capture job's declared output, maps the sorted digests of a shard to segment and row, one table a layer.
 """
@@ -27,18 +27,23 @@ from amygdala.errors import UserError
 from amygdala.files import whole
 from amygdala.keys import key
 
-DTYPES = {"F32": np.dtype("<f4"), "U8": np.dtype("u1"), "U32": np.dtype("<u4"), "I32": np.dtype("<i4")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "U8": np.dtype("u1"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+}
 DIGEST_BYTES = 16
 RESIDUAL, HEADS = "residual", "heads"
 
 
-class Damaged(Exception):
+class DamagedError(Exception):
     """A stored file that is cut short, unreadable, or whose rows fail their checksum."""
 
 
 @dataclass
 class Rows:
-    """Rows of one layer, in the order of `digests` [N]: residual [N, hidden], heads [N, n_heads * head_dim] or None; tokens, cut [N]."""
+    """Rows of one layer: residual [N, hidden], heads [N, n_heads * head_dim] or None; tokens, cut [N]; by `digests` [N]."""
 
     digests: list[str]
     residual: np.ndarray
@@ -64,6 +69,11 @@ def layer_folder(space: str | Path, layer: int) -> Path:
     return Path(space) / f"layer_{layer:03d}"
 
 
+def space_of(index: str | Path) -> Path:
+    """The folder that holds the segments of an index `<space>/index/<name>`."""
+    return Path(index).parent.parent
+
+
 def write_segment(space: str | Path, layer: int, rows: Rows, layout: Mapping[str, Any]) -> Path:
     """Write one segment; `layout` is {"n_heads", "head_dim"} or {"reason"}. Returns its path, named after its digests."""
     tensors = {
@@ -82,7 +92,7 @@ def write_segment(space: str | Path, layer: int, rows: Rows, layout: Mapping[str
 
 
 class Mapped:
-    """A safetensors file as memory-mapped arrays. Damaged where its header or size is wrong."""
+    """A safetensors file as memory-mapped arrays. DamagedError where its header or size is wrong."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -100,9 +110,9 @@ class Mapped:
             if self._start + end != size:
                 raise ValueError(f"{size} bytes, {self._start + end} expected")
         except FileNotFoundError:
-            raise Damaged("missing") from None
+            raise DamagedError("missing") from None
         except (struct.error, ValueError, KeyError, TypeError, OSError) as error:
-            raise Damaged(f"unreadable ({error})") from None
+            raise DamagedError(f"unreadable ({error})") from None
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -111,9 +121,10 @@ class Mapped:
         """The tensor `name` as a read-only memory map."""
         try:
             entry = self._entries[name]
-            shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+            shape: tuple[int, ...] = tuple(entry["shape"])
+            dtype: np.dtype[Any] = DTYPES[entry["dtype"]]
         except KeyError:
-            raise Damaged(f"unreadable (no tensor {name!r} of a known kind)") from None
+            raise DamagedError(f"unreadable (no tensor {name!r} of a known kind)") from None
         if 0 in shape:
             return np.zeros(shape, dtype)
         offset = self._start + entry["data_offsets"][0]
@@ -143,7 +154,7 @@ class Held:
 
 
 def held_rows(space: str | Path, layer: int, say: Any = lambda line: None) -> Held:
-    """Look through a layer's segments. Damaged ones are set aside and named through `say`; their rows count as missing."""
+    """Look through a layer's segments. DamagedError ones are set aside and named through `say`; their rows count as missing."""
     held = Held({}, {}, {}, {})
     for path in sorted(layer_folder(space, layer).glob("*.safetensors")):
         try:
@@ -151,7 +162,7 @@ def held_rows(space: str | Path, layer: int, say: Any = lambda line: None) -> He
             packed = mapped.array("digests").tobytes()
             tokens, cut = mapped.array("tokens").tolist(), mapped.array("cut").tolist()
             layout = json.loads(mapped.metadata["layout"])
-        except (Damaged, KeyError, ValueError) as error:
+        except (DamagedError, KeyError, ValueError) as error:
             say(f"warning: segment {path} is damaged: {error}; {set_aside(path)}; its rows are computed again")
             continue
         held.layouts[path.name] = layout
@@ -189,10 +200,10 @@ class Reader:
     that the next run captures the lost rows again.
     """
 
-    def __init__(self, indices: Iterable[str | Path], space: str | Path) -> None:
-        self.space = Path(space)
+    def __init__(self, indices: Iterable[str | Path]) -> None:
         self.stats: list[dict[str, Any]] = []
         self._indices = [Path(path) for path in indices]
+        self.space = space_of(self._indices[0])
         self._tables: list[tuple[Mapped, dict[str, list[str]]]] = []
         self._layouts: dict[str, dict[str, Any]] = {}
         self._shard: dict[bytes, tuple[int, int]] = {}
@@ -203,7 +214,7 @@ class Reader:
                 names, layouts = json.loads(mapped.metadata["segments"]), json.loads(mapped.metadata["layouts"])
                 self.stats.append(json.loads(mapped.metadata["stats"]))
                 packed = mapped.array("digests").tobytes()
-            except (Damaged, KeyError, ValueError) as error:
+            except (DamagedError, KeyError, ValueError) as error:
                 self._give_up(path, f"the index {path} is damaged: {error}")
             self._tables.append((mapped, names))
             self._layouts.update(layouts)
@@ -241,7 +252,7 @@ class Reader:
                 self._mapped[layer, name] = Mapped(layer_folder(self.space, layer) / name)
             mapped = self._mapped[layer, name]
             return mapped.array(kind), mapped.array(f"{kind}_crc")
-        except Damaged as error:
+        except DamagedError as error:
             self._lost(layer, name, str(error))
         raise AssertionError("unreachable")
 

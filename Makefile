@@ -1,0 +1,31 @@
+# `make` sets up everything and builds the readout of the configured graph; `make test` sets up everything and tests it.
+PYTHON ?= python3
+CORES ?= all
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := readout
+.PHONY: readout test check clean
+
+readout: $(INSTALLED)
+	$(VENV)/bin/snakemake --cores $(CORES)
+
+test: check
+	$(VENV)/bin/pytest
+
+check: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/snakefmt --check Snakefile rules
+	$(VENV)/bin/snakemake --lint
+
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "amygdala needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --disable-pip-version-check --quiet --requirement requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .snakemake logs
