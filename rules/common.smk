@@ -29,9 +29,11 @@ def unless_stored(outputs, inputs):
     """The inputs of a job, or none where all its outputs exist.
 
     Existence is validity. A finished job that named an input under a new key (the snapshot, an index) would be run again by
-    Snakemake, because that input is made in the same run, and ancient() covers existing files alone.
+    Snakemake, because that input is made in the same run, and ancient() covers existing files alone. Only input functions may
+    call this: whether jobs are forced is not yet known when the rules are read.
     """
-    if all(Path(path).exists() for path in outputs):
+    forced = workflow.dag_settings.forceall or workflow.dag_settings.forcerun
+    if not forced and all(Path(path).exists() for path in outputs):
         return []
     return [ancient(path) for path in inputs]
 
@@ -67,9 +69,15 @@ def get_snapshot(wildcards):
     return unless_stored([build.examples(wildcards.emotion)], [build.snapshot])
 
 
-def get_model_file():
+def get_graph(wildcards):
+    return unless_stored([build.snapshot], [build.graph])
+
+
+def get_model_file(wildcards):
     """The model file that is converted, where it lies on this machine."""
-    return [build.model.source] if build.model.kind == "gguf" else []
+    return unless_stored(
+        [build.model_ready], [build.model.source] if build.model.kind == "gguf" else []
+    )
 
 
 def get_model_ready():
@@ -128,8 +136,8 @@ def get_quality_files():
     }
 
 
-def get_quality_inputs():
-    return [
+def get_quality_inputs(wildcards):
+    files = [
         path
         for emotion in build.emotions
         for path in [
@@ -138,6 +146,11 @@ def get_quality_inputs():
             *build.heads(emotion),
         ]
     ]
+    return unless_stored([build.quality], files)
+
+
+def get_quality_indices(wildcards):
+    return unless_stored([build.quality], build.indices)
 
 
 def get_release(wildcards):

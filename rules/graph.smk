@@ -1,6 +1,6 @@
 rule snapshot:
     input:
-        unless_stored([build.snapshot], [build.graph]),
+        get_graph,
     output:
         build.snapshot,
     log:
@@ -10,6 +10,6 @@ rule snapshot:
     params:
         sha256=build.graph_sha256,
     message:
-        "Snapshot of {input}"
+        f"Snapshot of {build.graph}"
     script:
         "../scripts/snapshot.py"

@@ -1,6 +1,6 @@
 rule make_model_ready:
     input:
-        unless_stored([build.model_ready], get_model_file()),
+        get_model_file,
     output:
         build.model_ready,
     log:

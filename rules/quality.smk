@@ -1,7 +1,7 @@
 rule measure_quality:
     input:
-        files=unless_stored([build.quality], get_quality_inputs()),
-        indices=unless_stored([build.quality], build.indices),
+        files=get_quality_inputs,
+        indices=get_quality_indices,
     output:
         build.quality,
     log:

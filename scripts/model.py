@@ -56,5 +56,5 @@ def make_ready(model: dict[str, Any], dtype: str, output: Path, say: Callable[[s
 
 
 if "snakemake" in globals():
-    with job(snakemake, aloud=True) as say:
+    with job(snakemake, aloud=True, needs_input=False) as say:
         make_ready(snakemake.params.model, snakemake.params.dtype, Path(snakemake.output[0]), say)

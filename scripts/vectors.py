@@ -45,8 +45,7 @@ def make_vectors(emotion: str, examples: str | Path, reader: Reader, method: str
         positive = reader.rows(layer, RESIDUAL, sides[POSITIVE])
         negative = reader.rows(layer, RESIDUAL, sides[NEGATIVE])
         vector, length = unit(METHODS[method](positive, negative), f"emotion {shown(emotion)}, layer {layer}")
-        metadata = {"emotion": emotion, "layer": str(layer), "method": method, "length": repr(length)}
-        write_vector(outputs[layer], vector, metadata)
+        write_vector(outputs[layer], vector, {"emotion": emotion, "layer": layer, "method": method, "length": length})
     return todo
 
 

@@ -6,7 +6,8 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from amygdala.errors import UserError
@@ -15,15 +16,19 @@ Say = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def job(snakemake: Any, aloud: bool = False) -> Iterator[Say]:
+def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterator[Say]:
     """Give `say(line)`, which writes to the job's log (`aloud`: to the terminal too).
 
-    Whatever else is printed goes to the log as well. A UserError ends the process with status 1 and one line.
+    Whatever else is printed goes to the log as well. A UserError ends the process with status 1 and one line. A job that
+    needs input and has none was planned while all its outputs existed (rules/common.smk, unless_stored): if they still do,
+    there is nothing to do.
     """
     path = snakemake.log[0] if len(snakemake.log) else None
     terminal = sys.stderr
     with open(path, "w", encoding="utf-8", buffering=1) if path else contextlib.nullcontext(terminal) as log:
         try:
+            if needs_input and not len(snakemake.input):
+                _leave_stored(snakemake.output)
             with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
                 yield lambda line: _say(line, log, terminal if aloud else None)
         except UserError as error:
@@ -33,6 +38,15 @@ def job(snakemake: Any, aloud: bool = False) -> Iterator[Say]:
             if log is not terminal:
                 traceback.print_exc(file=log)
             raise
+
+
+def _leave_stored(outputs: Iterable[str]) -> None:
+    missing = [path for path in outputs if not Path(path).exists()]
+    if missing:
+        raise UserError(
+            f"{missing[0]} was there when the run was planned, and is gone: run snakemake again, it will be rebuilt"
+        )
+    sys.exit(0)
 
 
 def _say(line: str, log: TextIO, terminal: TextIO | None) -> None:

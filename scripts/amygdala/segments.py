@@ -188,9 +188,9 @@ def write_index(path: str | Path, digests: Sequence[str], layers: Mapping[int, H
         names[layer] = used
         if used:
             layouts[layer] = held.layouts[used[0]]
-    metadata = {"segments": json.dumps(names), "layouts": json.dumps(layouts), "stats": json.dumps(dict(stats))}
+    facts = {"segments": names, "layouts": layouts, "stats": dict(stats)}
     with whole(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_file(tensors, temporary, {"facts": json.dumps(facts, sort_keys=True)})
 
 
 class Reader:
@@ -211,11 +211,12 @@ class Reader:
         for number, path in enumerate(self._indices):
             try:
                 mapped = Mapped(path)
-                names, layouts = json.loads(mapped.metadata["segments"]), json.loads(mapped.metadata["layouts"])
-                self.stats.append(json.loads(mapped.metadata["stats"]))
+                facts = json.loads(mapped.metadata["facts"])
+                names, layouts, stats = facts["segments"], facts["layouts"], facts["stats"]
                 packed = mapped.array("digests").tobytes()
             except (DamagedError, KeyError, ValueError) as error:
                 self._give_up(path, f"the index {path} is damaged: {error}")
+            self.stats.append(stats)
             self._tables.append((mapped, names))
             self._layouts.update(layouts)
             for row in range(len(packed) // DIGEST_BYTES):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -12,10 +14,13 @@ from amygdala.errors import UserError
 from amygdala.files import whole
 
 
-def write_vector(path: Path, vector: np.ndarray, metadata: dict[str, str]) -> None:
-    """Write float32 [hidden] as the tensor `vector`."""
+def write_vector(path: Path, vector: np.ndarray, facts: dict[str, Any]) -> None:
+    """Write float32 [hidden] as the tensor `vector`, and `facts` as JSON in the metadata.
+
+    One metadata entry: safetensors writes several in an order that differs from run to run.
+    """
     with whole(path) as temporary:
-        save_file({"vector": vector}, temporary, metadata)
+        save_file({"vector": vector}, temporary, {"facts": json.dumps(facts, sort_keys=True)})
 
 
 def read_vector(path: Path) -> np.ndarray:

