@@ -50,13 +50,15 @@ def get_results(target):
     """Stable paths under results/ that a target publishes."""
     folder = f"{build.results}/{build.selections[target].folder}"
     files = [f"{folder}/vectors.safetensors", f"{folder}/manifest.json"]
-    return files + ([f"{build.results}/quality.json"] if target == "readout" else [])
+    if target == "readout":
+        files += [f"{build.results}/quality.json", f"{build.results}/overview.svg"]
+    return files
 
 
 def get_stored(target):
     """The stored files behind get_results, in the same order."""
     files = build.release(build.selections[target])
-    return files + ([build.quality] if target == "readout" else [])
+    return files + ([build.quality, build.overview] if target == "readout" else [])
 
 
 def get_published(target):
@@ -151,6 +153,18 @@ def get_quality_inputs(wildcards):
 
 def get_quality_indices(wildcards):
     return unless_stored([build.quality], build.indices)
+
+
+def get_overview_vectors(wildcards):
+    return unless_stored([build.overview], build.release(build.selections["readout"])[:1])
+
+
+def get_overview_manifest(wildcards):
+    return unless_stored([build.overview], build.release(build.selections["readout"])[1:])
+
+
+def get_overview_quality(wildcards):
+    return unless_stored([build.overview], [build.quality])
 
 
 def get_release(wildcards):

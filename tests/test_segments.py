@@ -132,17 +132,23 @@ def test_digests_pack_and_unpack() -> None:
     assert segments.unpack_digests(packed) == digests
 
 
-def test_index_of_a_shard_without_texts(store: Store) -> None:
+@pytest.mark.parametrize("order", [1, -1])
+def test_index_of_a_shard_without_texts(store: Store, order: int) -> None:
     empty = index_over(store.space, "empty", [], LAYERS, tokens=0)
-    reader = Reader([empty, store.index_a])
+    reader = Reader([empty, store.index_a][::order])
     assert np.array_equal(reader.rows(4, RESIDUAL, [digest_of(7)])[0], values_of(7, 4, HIDDEN))
     assert reader.layout(7) == NO_HEADS
 
 
 def test_index_names_only_the_segments_that_it_needs(store: Store) -> None:
     index = index_over(store.space, "few", [4, 8], [1])
-    names = sorted(json.loads(segments.Mapped(index).metadata["segments"])["1"])
+    names = sorted(json.loads(segments.Mapped(index).metadata["facts"])["segments"]["1"])
     assert names == sorted([store.paths[1, 1].name, store.paths[1, 2].name])
+
+
+def test_index_of_the_same_rows_has_the_same_bytes(store: Store) -> None:
+    made = {index_over(store.space, f"{number}", range(9), LAYERS, tokens=1, texts=2).read_bytes() for number in range(8)}
+    assert len(made) == 1
 
 
 def test_index_over_a_text_that_is_not_held(store: Store) -> None:
@@ -400,9 +406,9 @@ def damage_index(path: Path, damage: str) -> None:
     elif damage == "not JSON":
         with_header(path, b"x" + content[9 : 8 + length])
     elif damage == "other metadata":
-        with_header(path, content[8 : 8 + length].replace(b'"segments"', b'"sediment"'))
+        with_header(path, content[8 : 8 + length].replace(b'"facts"', b'"fakts"'))
     elif damage == "metadata not JSON":
-        with_header(path, content[8 : 8 + length].replace(b'"stats":"{', b'"stats":"x'))
+        with_header(path, content[8 : 8 + length].replace(b'"facts":"{', b'"facts":"x'))
     elif damage == "no digests":
         with_header(path, content[8 : 8 + length].replace(b'"digests"', b'"disgusts"'))
 
@@ -411,9 +417,11 @@ def damage_index(path: Path, damage: str) -> None:
     "damage", [*CUTS, "missing", "not JSON", "other metadata", "metadata not JSON", "no digests", "bytes too many"]
 )
 def test_damaged_index(store: Store, damage: str) -> None:
+    before = store.index_b.read_bytes()
     if damage == "bytes too many":
         store.index_b.write_bytes(store.index_b.read_bytes() + b"\0")
     damage_index(store.index_b, damage)
+    assert not store.index_b.exists() or store.index_b.read_bytes() != before
     with pytest.raises(UserError, match=r"the index .* is damaged: .*; it was removed. Run snakemake again") as caught:
         store.reader()
     assert str(store.index_b) in str(caught.value)

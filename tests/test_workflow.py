@@ -366,9 +366,11 @@ def test_another_graph_by_configfile(project: Project, tmp_path: Path) -> None:
 def test_a_curated_emotion_without_examples_is_named_and_left_out(project: Project) -> None:
     project.configure(emotions={"select": "curated", "curated": [*EMOTIONS, "saudade", "envy"]})
     done = project.build()
-    assert "warning: emotion 'saudade' gets no vector: curated, but no node carries this tag" in done.text
+    assert (
+        "warning: emotion 'saudade' gets no vector: curated, but no text of 40 characters or more carries this tag" in done.text
+    )
     left_out = project.manifest()["emotions_left_out"]
-    assert left_out["saudade"] == "curated, but no node carries this tag"
+    assert left_out["saudade"] == "curated, but no text of 40 characters or more carries this tag"
     assert "fewer than min_examples (8)" in left_out["envy"]
     assert project.manifest()["concepts"] == EMOTIONS
 
@@ -383,7 +385,7 @@ BAD = {
     "broken line": (lambda p: append_raw(p, '{"key": "a'), "graph.jsonl:421: not a line of JSON"),
     "score": (
         lambda p: append(p, {"key": "a", "text": "A text.\njoy:11"}),
-        "graph.jsonl:421: score 11 of emotion 'joy' is outside",
+        "graph.jsonl:421: score '11' of emotion 'joy' is outside",
     ),
     "same key": (
         lambda p: append(p, p.nodes()[0]),

@@ -76,10 +76,10 @@ class Build:
             / f"plan.{key('plan', snapshot_key, self.rules.ingredients(), shards, code('amygdala.plan'))}.json"
         )
         known = recall(memo)
-        if isinstance(known, dict) and known.keys() == Plan.__dataclass_fields__.keys():
-            return Plan(**known), graph_sha256, snapshot_key
+        if isinstance(known, dict) and known.get("sum") == key(known.get("plan")):
+            return Plan(**known["plan"]), graph_sha256, snapshot_key
         plan = make_plan(read_nodes(data, self.graph), self.rules, shards, self.graph)
-        remember(memo, asdict(plan))
+        remember(memo, {"plan": asdict(plan), "sum": key(asdict(plan))})
         return plan, graph_sha256, snapshot_key
 
     def _make_keys(self) -> None:
@@ -108,10 +108,12 @@ class Build:
             vectors = [[emotion, self.vector_keys[emotion], self.plan.emotions[emotion]["counts"]] for emotion in emotions]
             return Selection(target, folder, emotions, layers, key("release", target, shared, vectors, layers, more))
 
-        every = [selection("readout", "readout", self.emotions, self.layers, self.quality_key)]
+        picture = key(version("matplotlib"), code("overview"))
+        every = [selection("readout", "readout", self.emotions, self.layers, self.quality_key, picture)]
         every += [selection(f"emotion_{e}", f"emotions/{e}", [e], self.layers) for e in self.emotions]
         every += [selection(f"layer_{layer}", f"layers/{layer}", self.emotions, [layer]) for layer in self.layers]
         self.selections = {chosen.target: chosen for chosen in every}
+        self.overview_key = key("overview", every[0].key)
         self.releases = {chosen.key: chosen for chosen in every}
 
     def facts(self) -> dict[str, Any]:
@@ -169,6 +171,10 @@ class Build:
     def release(self, chosen: Selection) -> list[str]:
         """The release's vectors and manifest."""
         return [f"{self.store}/releases/{chosen.key}/{name}" for name in ("vectors.safetensors", "manifest.json")]
+
+    @property
+    def overview(self) -> str:
+        return f"{self.store}/overviews/{self.overview_key}.svg"
 
     def marker(self, chosen: Selection) -> str:
         return f"{self.results}/.current/{chosen.target}.{chosen.key}"

@@ -36,7 +36,7 @@ def with_retries(
         try:
             return action()
         except retryable as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             if attempt == tries:
                 raise UserError(f"{what} failed {tries} times; the last time: {reason}. {advice}") from None
             wait = first_wait_s * 2 ** (attempt - 1)
@@ -82,27 +82,30 @@ def _expect(path: Path, sha256: str) -> None:
 
 
 def _hub_errors() -> tuple[type[BaseException], ...]:
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
-    return (httpx.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError)
+    return (HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError)
 
 
 def _hub_call(action: Callable[[], Result], what: str, repository: str, **retry: Any) -> Result:
     """A hub call with retries; what no retry can mend (no such model, no such revision, no access) is told at once."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import errors
 
     def once() -> Result:
         try:
             return action()
-        except GatedRepoError:
+        except errors.GatedRepoError:
             raise UserError(f"model: {repository} is gated: accept its terms on the hub and set HF_TOKEN") from None
-        except RevisionNotFoundError:
+        except errors.RevisionNotFoundError:
             raise UserError(f"model: {repository} has no such revision") from None
-        except RepositoryNotFoundError:
+        except errors.RepositoryNotFoundError:
             raise UserError(
                 f"model: no folder, .gguf file or hub model {repository!r} (a private one needs HF_TOKEN in the environment)"
             ) from None
+        except errors.LocalEntryNotFoundError:
+            raise
+        except errors.EntryNotFoundError as error:
+            raise UserError(f"model: {repository} lacks a file: {str(error).strip().splitlines()[0]}") from None
 
     advice = "Check the network, HF_ENDPOINT and HF_TOKEN, or set `model:` to a local folder"
     return with_retries(once, f"{what} of {repository} from the hub", advice, _hub_errors(), **retry)
@@ -127,6 +130,8 @@ def hub_download(repository: str, commit: str, **retry: Any) -> str:
     from huggingface_hub import snapshot_download
 
     patterns = [f"*{suffix}" for suffix in sorted(modelinfo.CONTENT_SUFFIXES)]
-    return _hub_call(
+    folder = _hub_call(
         lambda: snapshot_download(repository, revision=commit, allow_patterns=patterns), "fetching", repository, **retry
     )
+    modelinfo.weights_of(Path(folder))
+    return folder

@@ -50,7 +50,8 @@ def emotion_name(raw: str) -> str:
     allowed = all(c[0] in "LMN" or character in "_-" for c, character in zip(categories, name, strict=True))
     if not name or len(name) > NAME_LENGTH or categories[0][0] != "L" or not allowed:
         raise ValueError(
-            f"{shown(raw)} is not an emotion name: a letter first, then letters, digits, '_' or '-', {NAME_LENGTH} at most"
+            f"{shown(raw)} is not an emotion name: a letter first, then letters, digits, '_' or '-', {NAME_LENGTH} at most "
+            "(a last line that is text and no tags should not read name:number)"
         )
     return name
 
@@ -85,8 +86,8 @@ def split_tags(text: str) -> tuple[str, dict[str, float]]:
         for raw, given in tags.items():
             name, score = emotion_name(raw), float(given)
             if not 0 <= score <= 10:
-                raise ValueError(f"score {given} of emotion {shown(name)} is outside 0-10")
-            scores[name] = max(score, scores.get(name, 0.0))
+                raise ValueError(f"score {shown(given)} of emotion {shown(name)} is outside 0-10")
+            scores[name] = max(score + 0.0, scores.get(name, 0.0))
         lines.pop()
     return "".join(lines).strip(), dict(sorted(scores.items()))
 
@@ -94,6 +95,8 @@ def split_tags(text: str) -> tuple[str, dict[str, float]]:
 def _node(line: str) -> Node:
     try:
         raw = json.loads(line)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"not a line of JSON ({error})") from None
     if not isinstance(raw, dict):

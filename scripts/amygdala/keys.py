@@ -10,7 +10,8 @@ What each key covers
   vectors    space; method; digests of the emotion's training examples; code       (the layer is in the file's name)
   heads      space; digests of the emotion's training examples; code               (the layer is in the file's name)
   quality    vectors, heads and examples of all emotions; layers; code; major.minor of scikit-learn
-  release    quality; what the manifest says beside it; code
+  release    vectors; layers; what the manifest says beside; code; for the whole readout also quality and the picture's code
+  overview   release
 
 "code" is the syntax tree of the stage's entry script and of every module of ours that it imports, without comments and
 docstrings. NUMBER_FREE names the modules left out: nothing in them can change a number other than through a value that the key
@@ -51,18 +52,21 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-            and isinstance(body[0].value.value, str)
-        ):
-            node.body = body[1:] or [ast.Pass()]
-    return tree
+def _canonical(node: Any) -> Any:
+    """A syntax tree as JSON without docstrings, positions and empty fields (ast.dump differs between Python versions there)."""
+    if isinstance(node, list):
+        return [_canonical(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _is_docstring(node.body):
+        fields["body"] = node.body[1:]
+    return [type(node).__name__, {name: _canonical(value) for name, value in fields.items()}]
+
+
+def _is_docstring(body: list[ast.stmt]) -> bool:
+    first = body[0] if body else None
+    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
 
 
 def _imported(tree: ast.Module) -> set[str]:
@@ -107,7 +111,7 @@ def _parsed(source: Path) -> ast.Module:
 @functools.cache
 def code(entry: str, scripts: Path = SCRIPTS) -> str:
     """Digest of the code behind a stage; `entry` is a module name such as "vectors" or "amygdala.plan"."""
-    trees = {m: ast.dump(_without_docstrings(_parsed(s))) for m, s in modules_of(entry, scripts).items()}
+    trees = {module: _canonical(_parsed(source)) for module, source in modules_of(entry, scripts).items()}
     return key(sorted(trees.items()))
 
 

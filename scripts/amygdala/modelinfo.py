@@ -50,10 +50,12 @@ class Model:
 
 def layers_and_dtype(config: dict[str, Any], name: str) -> tuple[int, str | None]:
     """Number of decoder layers and number format from a Hugging Face config.json, its text tower's where it has one."""
+    if not isinstance(config, dict):
+        raise UserError(f"model: {name} is no JSON object")
     towers = [config[k] for k in ("text_config", "llm_config", "language_config") if isinstance(config.get(k), dict)]
     for tower in [*towers, config]:
         for field in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
-            if isinstance(tower.get(field), int):
+            if type(tower.get(field)) is int:
                 stored = tower.get("dtype") or tower.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype")
                 return tower[field], DTYPES.get(str(stored))
     raise UserError(f"model: {name} does not say how many layers the model has (num_hidden_layers)")
@@ -61,11 +63,15 @@ def layers_and_dtype(config: dict[str, Any], name: str) -> tuple[int, str | None
 
 def _safetensors_dtype(path: Path) -> str:
     """Number format of the largest share of a safetensors file's tensors."""
-    with open(path, "rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    formats = [tensor["dtype"] for tensor in header.values()]
+    try:
+        with open(path, "rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            if size > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(size))
+        formats = [tensor["dtype"] for name, tensor in header.items() if name != "__metadata__"]
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"model: {path} is no safetensors file ({error}); was it fetched whole?") from None
     known = [DTYPES[f] for f in formats if f in DTYPES]
     return max(sorted(set(known)), key=known.count) if known else "fp32"
 
@@ -91,11 +97,14 @@ def content_identity(paths: list[Path], root: Path, memo: Path) -> str:
     return identity
 
 
-def _weights(folder: Path) -> list[Path]:
+def weights_of(folder: Path) -> list[Path]:
     """The safetensors files that the folder's weights need; UserError where any is missing."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"model: {index} is no index of weights ({type(error).__name__}: {error})") from None
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise UserError(f"model: {folder} lacks the weights file {missing[0]}, which {index.name} names")
@@ -115,7 +124,7 @@ def _folder(folder: Path, memo: Path) -> Model:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"model: {folder / 'config.json'} is not JSON ({error})") from None
-    weights = _weights(folder)
+    weights = weights_of(folder)
     n_layers, dtype = layers_and_dtype(config, str(folder / "config.json"))
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in CONTENT_SUFFIXES)
     identity = content_identity(files, folder, memo)

@@ -187,7 +187,7 @@ class Corpus:
                 if emotion in rules.exclude:
                     left_out[emotion] = "excluded by the configuration"
                 elif emotion not in counts:
-                    left_out[emotion] = "curated, but no node carries this tag"
+                    left_out[emotion] = f"curated, but no text of {rules.min_content_chars} characters or more carries this tag"
                 else:
                     chosen.add(emotion)
                     left_out.pop(emotion, None)

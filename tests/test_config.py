@@ -1,0 +1,333 @@
+"""The configuration: messages with file, line and key; config.yaml and schema in step; which layers a setting means."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from amygdala.config import check, resolve_layers
+from amygdala.errors import UserError
+from tiny import REPOSITORY
+
+CONFIG, SCHEMA = REPOSITORY / "config.yaml", REPOSITORY / "schemas" / "config.schema.yaml"
+DEFAULTS: dict[str, Any] = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+RULES: dict[str, Any] = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+
+
+def merged(changes: dict[str, Any]) -> dict[str, Any]:
+    """The defaults with `changes`, `emotions` key by key, as snakemake merges them."""
+    config = copy.deepcopy(DEFAULTS)
+    inside = changes.get("emotions")
+    config.update(changes)
+    if isinstance(inside, dict):
+        config["emotions"] = {**DEFAULTS["emotions"], **inside}
+    return config
+
+
+def refused(folder: Path, text: str) -> str:
+    """The message on a user's own file with `text` from line 3 on, `FILE` for its path."""
+    path = folder / "mine.yaml"
+    path.write_text(f"# Mine.\n\n{text}\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        check(merged(yaml.safe_load(path.read_text(encoding="utf-8"))), SCHEMA, [CONFIG, path])
+    return str(caught.value).replace(str(path), "FILE")
+
+
+# The defaults
+
+
+def test_the_defaults_are_valid() -> None:
+    Draft202012Validator.check_schema(RULES)
+    check(DEFAULTS, SCHEMA, [CONFIG])
+
+
+@pytest.mark.parametrize(("rules", "values"), [(RULES, DEFAULTS), (RULES["properties"]["emotions"], DEFAULTS["emotions"])])
+def test_schema_and_defaults_have_the_same_keys(rules: dict[str, Any], values: dict[str, Any]) -> None:
+    assert sorted(rules["properties"]) == sorted(values) == sorted(rules["required"])
+    assert rules["additionalProperties"] is False
+
+
+def commented_keys() -> dict[str, str]:
+    """Key (`emotions.top` for one inside) to the comment lines straight above it."""
+    found: dict[str, str] = {}
+    comment: list[str] = []
+    section = ""
+    for line in CONFIG.read_text(encoding="utf-8").splitlines():
+        if line.lstrip().startswith("#"):
+            comment.append(line.strip())
+            continue
+        if match := re.match(r"( *)([a-z_]+):", line):
+            inside = bool(match[1])
+            section = section if inside else match[2]
+            found[f"{section}.{match[2]}" if inside else match[2]] = " ".join(comment)
+        comment = []
+    return found
+
+
+def test_each_key_of_the_defaults_is_explained() -> None:
+    keys = commented_keys()
+    assert keys.keys() == {*DEFAULTS, *(f"emotions.{key}" for key in DEFAULTS["emotions"])}
+    assert [key for key, comment in keys.items() if len(comment) < 20] == []
+
+
+def test_the_comments_name_all_allowed_words() -> None:
+    keys = commented_keys()
+    properties = {
+        **RULES["properties"],
+        **{f"emotions.{k}": v for k, v in RULES["properties"]["emotions"]["properties"].items()},
+    }
+    enums = {key: rule["enum"] for key, rule in properties.items() if "enum" in rule}
+    assert len(enums) >= 5
+    for key, words in enums.items():
+        assert [word for word in words if not re.search(rf"\b{word}\b", keys[key])] == [], key
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_negative_score": 0},
+        {"max_negative_score": 2.5},
+        {"min_positive_score": 10},
+        {"min_positive_score": 0.5},
+        {"held_out": 0},
+        {"seed": -1},
+        {"batch_tokens": 1},
+        {"target_layers": [18, 0, 0.5, 1.0]},
+        {"pooling": "last", "dtype": "fp16", "device": "cuda"},
+        {"shards": 1024},
+        {"max_negative_mentions": 0},
+        {"emotions": {"select": "data", "curated": ["Self_Doubt", "joy-2"], "exclude": ["रुचि"], "top": 1, "min_positives": 1}},
+    ],
+    ids=str,
+)
+def test_allowed_values(changes: dict[str, Any]) -> None:
+    check(merged(changes), SCHEMA)
+
+
+# Unknown keys
+
+
+def test_unknown_key_is_named_with_file_line_suggestion_and_allowed_keys(tmp_path: Path) -> None:
+    message = refused(tmp_path, "seed: 1\nheldout: 0.1\nshards: 2")
+    assert message.startswith("FILE:4: unknown key 'heldout'. Did you mean 'held_out'? Allowed: ")
+    allowed = message.partition("Allowed: ")[2].split(", ")
+    assert allowed == sorted(DEFAULTS)
+
+
+def test_unknown_key_inside_emotions(tmp_path: Path) -> None:
+    message = refused(tmp_path, "emotions:\n  top: 3\n  min_positive: 5")
+    assert message == (
+        "FILE:5: unknown key 'min_positive' in 'emotions'. Did you mean 'min_positives'? "
+        "Allowed: curated, exclude, min_positives, select, top"
+    )
+
+
+def test_unknown_key_unlike_any_other_gets_no_suggestion(tmp_path: Path) -> None:
+    message = refused(tmp_path, "'zzz': 1")
+    assert message.startswith("FILE:3: unknown key 'zzz'. Allowed: ")
+
+
+def test_unknown_key_of_the_command_line_has_no_file() -> None:
+    with pytest.raises(UserError, match=r"^config: unknown key 'layers'\. Did you mean 'target_layers'\? Allowed: ") as caught:
+        check(merged({"layers": [3]}), SCHEMA, [CONFIG])
+    assert "config.yaml" not in str(caught.value)
+
+
+def test_unknown_key_that_is_no_string() -> None:
+    with pytest.raises(UserError, match="unknown key '3'"):
+        check(merged({3: 1}), SCHEMA, [CONFIG])
+
+
+def test_unknown_key_with_control_characters_is_shown_escaped() -> None:
+    with pytest.raises(UserError, match="unknown key") as caught:
+        check(merged({"a\x1b[2J\nb": 1}), SCHEMA, [CONFIG])
+    assert str(caught.value).isprintable()
+
+
+def test_the_last_file_that_sets_a_key_is_named(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("1.yaml", "2.yaml", "3.yaml"))
+    first.write_text("seed: x\n")
+    second.write_text("\n\nseed: y\n")
+    third.write_text("# seed: none here\nshards: 1\n")
+    with pytest.raises(UserError, match=rf"^{re.escape(str(second))}:3: 'seed'"):
+        check(merged({"seed": "y"}), SCHEMA, [first, second, third, tmp_path / "missing.yaml"])
+
+
+# Wrong types and values. In the messages: the key, the value given, what is expected
+
+
+WRONG: list[tuple[str, str, str]] = [
+    ("graph", "3", "3 is not of type 'string'; expected path of a JSON Lines file"),
+    ("graph", "''", "expected path of a JSON Lines file"),
+    ("store", "[a]", "expected path of a folder"),
+    ("store", "''", "expected path of a folder"),
+    ("results", "null", "expected path of a folder"),
+    ("results", "''", "expected path of a folder"),
+    ("emotions", "[joy]", r"\['joy'\] is not of type 'object'"),
+    ("emotions", "all", "'all' is not of type 'object'"),
+    ("min_positive_score", "high", "'high' is not of type 'number'"),
+    ("min_positive_score", "0", "0 is less than or equal to the minimum of 0"),
+    ("min_positive_score", "10.5", "10.5 is greater than the maximum of 10"),
+    ("max_negative_score", "none", "'none' is not of type 'number', 'null'; expected a score or null"),
+    ("max_negative_score", "-1", "-1 is less than the minimum of 0; expected a score or null"),
+    ("max_negative_score", "11", "11 is greater than the maximum of 10; expected a score or null"),
+    ("max_negative_mentions", "-1", "-1 is less than the minimum of 0"),
+    ("max_negative_mentions", "0.5", "0.5 is not of type 'integer'"),
+    ("min_content_chars", "0", "0 is less than the minimum of 1"),
+    ("min_content_chars", "'40'", "'40' is not of type 'integer'"),
+    ("max_examples_per_emotion", "0", "0 is less than the minimum of 1"),
+    ("max_examples_per_emotion", "null", "None is not of type 'integer'"),
+    ("min_examples", "0", "0 is less than the minimum of 1"),
+    ("min_examples", "yes", "True is not of type 'integer'"),
+    ("held_out", "1", "1 is greater than or equal to the maximum of 1"),
+    ("held_out", "-0.1", "-0.1 is less than the minimum of 0"),
+    ("held_out", "20%", "'20%' is not of type 'number'"),
+    ("seed", "1.5", "1.5 is not of type 'integer'"),
+    ("seed", "null", "None is not of type 'integer'"),
+    ("model", "''", "expected embedded, a folder, a .gguf file, or a hub id"),
+    ("model", "{name: x}", "expected embedded, a folder, a .gguf file, or a hub id"),
+    ("dtype", "float32", r"'float32' is not one of \['auto', 'bf16', 'fp16', 'fp32'\]"),
+    ("device", "gpu", r"'gpu' is not one of \['auto', 'cuda', 'cpu', 'mps'\]"),
+    ("target_layers", "18", "18 is not of type 'array'; expected a list of layer indices from 0 and depths from 0 to 1"),
+    ("target_layers", "[]", "expected a list of layer indices from 0 and depths from 0 to 1"),
+    ("pooling", "max", r"'max' is not one of \['mean', 'last'\]"),
+    ("max_tokens", "1", "1 is less than the minimum of 2"),
+    ("max_tokens", "2k", "'2k' is not of type 'integer'"),
+    ("batch_tokens", "0", "'0' is not one of the allowed values; expected auto or a number of tokens"),
+    ("batch_tokens", "all", "'all' is not one of the allowed values; expected auto or a number of tokens"),
+    ("shards", "0", "0 is less than the minimum of 1"),
+    ("shards", "1025", "1025 is greater than the maximum of 1024"),
+    ("shards", "two", "'two' is not of type 'integer'"),
+    ("method", "magic", r"'magic' is not one of \["),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "problem"), WRONG)
+def test_wrong_value_is_named_with_file_line_and_key(tmp_path: Path, key: str, value: str, problem: str) -> None:
+    message = refused(tmp_path, f"# {key}: so\n{key}: {value}")
+    assert re.match(rf"FILE:4: '{key}': .*{problem}", message), message
+
+
+def test_each_setting_has_a_wrong_value_above() -> None:
+    assert {key for key, _, _ in WRONG} == set(DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("select", "all", r"'all' is not one of \['data', 'curated', 'both'\]"),
+        ("min_positives", "0", "0 is less than the minimum of 1"),
+        ("min_positives", "many", "'many' is not of type 'integer'"),
+        ("top", "0", "0 is less than the minimum of 1"),
+        ("top", "null", "None is not of type 'integer'"),
+        ("curated", "joy", "'joy' is not of type 'array'; expected a list of emotion names"),
+        ("exclude", "null", "None is not of type 'array'; expected a list of emotion names"),
+    ],
+)
+def test_wrong_value_inside_emotions_is_named_with_its_path(tmp_path: Path, key: str, value: str, problem: str) -> None:
+    message = refused(tmp_path, f"emotions:\n  {key}: {value}")
+    assert re.match(rf"FILE:[34]: 'emotions\.{key}': .*{problem}", message), message
+
+
+@pytest.mark.parametrize(("key", "text"), [("curated", "curated: [joy, 3]"), ("exclude", "exclude: [joy, null]")])
+def test_emotion_that_is_no_string_is_named_with_its_place(tmp_path: Path, key: str, text: str) -> None:
+    assert re.match(rf"FILE:[34]: 'emotions\.{key}\.1': .* is not of type 'string'", refused(tmp_path, f"emotions:\n  {text}"))
+
+
+@pytest.mark.parametrize(
+    ("place", "layers"), [(0, "[-1]"), (1, "[3, -2]"), (2, "[0.5, 1, -0.5]"), (0, "[last]"), (0, "[true]")]
+)
+def test_negative_layers_and_words_are_refused_with_their_place(tmp_path: Path, place: int, layers: str) -> None:
+    message = refused(tmp_path, f"target_layers: {layers}")
+    assert re.match(rf"FILE:3: 'target_layers\.{place}': .* is (less than the minimum of 0|not of type 'number')", message)
+
+
+@pytest.mark.parametrize("key", ["curated", "exclude"])
+@pytest.mark.parametrize("raw", ["../../x", "<b>", "", "self doubt", "9", "x" * 49])
+def test_bad_emotion_name_in_a_list(tmp_path: Path, key: str, raw: str) -> None:
+    message = refused(tmp_path, f"emotions:\n  select: both\n  {key}: [joy, {raw!r}]")
+    assert message.startswith(f"FILE:5: 'emotions.{key}': '{raw[:20]}")
+    assert "is not an emotion name: a letter first" in message
+
+
+def test_missing_key_is_named() -> None:
+    config = {key: value for key, value in DEFAULTS.items() if key != "seed"}
+    with pytest.raises(UserError, match="missing key 'seed'"):
+        check(config, SCHEMA, [CONFIG])
+
+
+def test_a_value_of_the_command_line_names_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^config: 'held_out': 2 is greater"):
+        check(merged({"held_out": 2}), SCHEMA, [CONFIG])
+    with pytest.raises(UserError, match=r"^config: unknown key 'top'"):
+        check(merged({"top": 5}), SCHEMA, [CONFIG])
+
+
+def test_a_key_in_flow_style_is_found(tmp_path: Path) -> None:
+    message = refused(tmp_path, "emotions: {top: 3,\n  selct: data}")
+    assert message.startswith("FILE:4: unknown key 'selct' in 'emotions'. Did you mean 'select'?")
+
+
+@pytest.mark.parametrize(("key", "value"), [("shards", 2.0), ("max_examples_per_emotion", 5.0), ("seed", 0.0), ("seed", True)])
+def test_a_whole_number_is_no_float(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"'{key}': {value} is not of type 'integer'"):
+        check(merged({key: value}), SCHEMA)
+
+
+@pytest.mark.parametrize("key", ["held_out", "min_positive_score", "max_negative_score"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(key: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"'{key}': {value} is not of type 'number'"):
+        check(merged({key: value}), SCHEMA)
+
+
+# Layers
+
+
+@pytest.mark.parametrize(
+    ("wanted", "n_layers", "layers"),
+    [
+        ([18], 30, [18]),
+        ([0, 29], 30, [0, 29]),
+        ([0.4, 0.5, 0.6, 0.7], 30, [12, 15, 18, 21]),
+        ([0.6], 32, [19]),  # 19.2
+        ([0.99], 32, [31]),
+        ([0.0], 30, [0]),
+        ([1.0], 30, [29]),  # a depth: the last layer
+        ([1], 30, [1]),  # an index
+        ([0], 1, [0]),
+        ([0.5, 1.0], 1, [0]),
+        ([0.5, 3], 30, [3, 15]),  # mixed
+        ([20, 3, 0.1, 20, 0.1, 3], 30, [3, 20]),  # duplicates, unsorted
+        ([0.5, 0.51, 15], 30, [15]),
+        # decimals that fall just short in binary: 0.29 * 100 = 28.999…
+        ([0.29, 0.57, 0.58], 100, [29, 57, 58]),
+        ([0.7], 10, [7]),
+    ],
+)
+def test_resolve_layers(wanted: list[int | float], n_layers: int, layers: list[int]) -> None:
+    assert resolve_layers(wanted, n_layers) == layers
+
+
+def test_depth_is_the_floor_for_every_hundredth_and_model() -> None:
+    for n_layers in range(1, 100):
+        for hundredths in range(101):
+            assert resolve_layers([hundredths / 100], n_layers) == [min(hundredths * n_layers // 100, n_layers - 1)]
+
+
+@pytest.mark.parametrize(("wanted", "n_layers"), [([30], 30), ([3, 0.5, 31], 30), ([1], 1)])
+def test_layer_beyond_the_model_is_refused(wanted: list[int | float], n_layers: int) -> None:
+    with pytest.raises(UserError, match=rf"^target_layers: layer {max(wanted)} is beyond .* layers 0 to {n_layers - 1}$"):
+        resolve_layers(wanted, n_layers)
+
+
+@pytest.mark.parametrize("given", [1.01, 18.0, 2.5, -0.1, float("nan"), float("inf")])
+def test_float_that_is_no_depth_is_refused(given: float) -> None:
+    with pytest.raises(UserError, match=rf"^target_layers: {given} is neither an index .* nor a depth from 0 to 1$"):
+        resolve_layers([0.5, given], 30)
