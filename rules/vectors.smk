@@ -15,7 +15,7 @@ rule compute_vectors:
         "../envs/light.yaml"
     params:
         layers=build.layers,
-        method=config["method"],
+        method=build.config["method"],
     message:
         "Vectors of {wildcards.emotion}"
     script:

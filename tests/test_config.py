@@ -11,7 +11,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from amygdala.config import check, resolve_layers
+from amygdala.config import check, resolve_layers, with_numbers
 from amygdala.errors import UserError
 from tiny import REPOSITORY
 
@@ -285,6 +285,15 @@ def test_a_whole_number_is_no_float(key: str, value: Any) -> None:
 def test_numbers_are_finite(key: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"'{key}': {value} is not of type 'number'"):
         check(merged({key: value}), SCHEMA)
+
+
+def test_numbers_of_the_command_line_inside_lists_and_mappings() -> None:
+    """As snakemake hands them over: strings, except at the top level."""
+    given = merged({"target_layers": ["12", "0.6", "x"], "emotions": {"top": "5", "curated": ["7"]}, "graph": "8"})
+    config = with_numbers(given, SCHEMA)
+    assert config["target_layers"] == [12, 0.6, "x"]
+    assert config["emotions"]["top"] == 5 and config["emotions"]["curated"] == ["7"]
+    assert config["graph"] == "8"
 
 
 # Layers

@@ -52,7 +52,9 @@ class Build:
     """Everything that rules ask for. `config` must be complete; UserError for what is wrong with it, the graph or the model."""
 
     def __init__(self, config: Mapping[str, Any], home: Path, config_files: Iterable[str | Path] = ()) -> None:
-        configuration.check(dict(config), home / "schemas" / "config.schema.yaml", config_files)
+        schema = home / "schemas" / "config.schema.yaml"
+        config = configuration.with_numbers(dict(config), schema)
+        configuration.check(config, schema, config_files)
         self.config = config
         self.store, self.results = config["store"].rstrip("/"), config["results"].rstrip("/")
         base = [Path(), home]

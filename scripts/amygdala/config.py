@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Iterable, Sequence
@@ -85,6 +86,28 @@ Validator = extend(
     Draft202012Validator,
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": _is_whole, "number": _is_finite}),
 )
+
+
+def _number(value: Any, rule: dict[str, Any]) -> Any:
+    if isinstance(value, str) and rule.get("type") in ("integer", "number"):
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+    return value
+
+
+def with_numbers(config: dict[str, Any], schema: str | Path) -> dict[str, Any]:
+    """`config` with numbers inside lists and mappings as numbers: `--config target_layers=[12,0.6]` gives them as strings."""
+    rules = yaml.safe_load(Path(schema).read_text(encoding="utf-8"))["properties"]
+    result = dict(config)
+    for name, value in config.items():
+        rule = rules.get(name, {})
+        if isinstance(value, list):
+            result[name] = [_number(item, rule.get("items", {})) for item in value]
+        elif isinstance(value, dict):
+            inner = rule.get("properties", {})
+            result[name] = {key: _number(item, inner.get(key, {})) for key, item in value.items()}
+    return result
 
 
 def check(config: dict[str, Any], schema: str | Path, files: Iterable[str | Path] = ()) -> None:
