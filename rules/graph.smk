@@ -8,8 +8,9 @@ rule snapshot:
     conda:
         "../envs/light.yaml"
     params:
+        graph=build.graph,
         sha256=build.graph_sha256,
     message:
-        f"Snapshot of {build.graph}"
+        "Snapshot of {params.graph}"
     script:
         "../scripts/snapshot.py"

@@ -12,7 +12,7 @@ rule measure_quality:
         layers=build.layers,
         files=get_quality_files(),
     message:
-        "Quality of {output}"
+        "Quality figures"
     script:
         "../scripts/quality.py"
 

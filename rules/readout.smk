@@ -32,7 +32,7 @@ rule draw_overview:
     conda:
         "../envs/light.yaml"
     message:
-        "Overview {output}"
+        "Overview picture"
     script:
         "../scripts/overview.py"
 

@@ -60,7 +60,7 @@ def draw(readout: Readout, quality: dict[str, Any], output: Path) -> None:
         left.set_xticks(range(len(readout.layers)), [str(index) for index in readout.layers])
         left.set_yticks(range(len(names)), names)
         left.set_xlabel("layer")
-        left.set_title("AUC on held-out texts (0.5: chance)")
+        left.set_title("held-out AUC")
         cosine = right.imshow(vectors @ vectors.T, vmin=-1.0, vmax=1.0, cmap="RdBu_r")
         right.set_xticks(range(len(names)), names, rotation=90)
         right.set_yticks([])

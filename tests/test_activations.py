@@ -21,7 +21,7 @@ from amygdala.graph import split_tags
 from amygdala.keys import text_digest
 from amygdala.modelinfo import describe
 from amygdala.residual import Capture, Captured, Tokens
-from amygdala.segments import HEADS, RESIDUAL, Reader, layer_folder, set_aside
+from amygdala.segments import HEADS, RESIDUAL, Reader, held_rows, layer_folder, set_aside
 
 BEGINNINGS = [split_tags(raw)[0][: 50 + 9 * number] for number, raw in enumerate(tiny.sample_texts(18))]
 TEXTS = dict(sorted((text_digest(text), text) for text in BEGINNINGS))
@@ -224,10 +224,14 @@ def test_shard_without_texts(run: Run, watch: Watch) -> None:
 # flushes
 
 
-def test_small_flushes_give_several_segments_and_the_same_rows(run: Run, tmp_path: Path, tiny_model: Path) -> None:
+def test_small_flushes_give_several_segments_and_the_same_rows(
+    run: Run, tokenizer: Any, tmp_path: Path, tiny_model: Path
+) -> None:
     run(TEXTS, flush_rows=4)
     assert len(run.segments(1)) == len(run.segments(2)) >= 3
     assert sorted(run.stored(1)) == sorted(run.stored(2)) == DIGESTS
+    lengths = {bytes.fromhex(digest): len(tokenizer(text)["input_ids"]) for digest, text in TEXTS.items()}
+    assert held_rows(run.space, 1).tokens == held_rows(run.space, 2).tokens == lengths
     whole = Run(tmp_path / "whole", tiny_model)
     whole(TEXTS)
     assert len(whole.segments(1)) == 1
@@ -408,17 +412,16 @@ def test_shards_partition_the_texts(tmp_path: Path, shards: int) -> None:
     joy, awe = some(slice(0, 12)), some(slice(6, None))
     files = [examples_file(tmp_path / "joy.json", joy), examples_file(tmp_path / "awe.json", awe)]
     parts = [shard_texts(files, shard, shards) for shard in range(shards)]
-    assert all(list(part) == sorted(part) for part in parts)
     assert sum(map(len, parts)) == len(TEXTS)
     assert {digest: text for part in parts for digest, text in part.items()} == TEXTS
-    assert parts == [shard_texts(files[::-1], shard, shards) for shard in range(shards)]
+    reverse = [shard_texts(files[::-1], shard, shards) for shard in range(shards)]
+    assert parts == reverse
+    assert all(list(part) == sorted(part) for part in parts + reverse)
     if shards in (2, 3):
         assert all(parts)
 
 
 def test_missing_layers_groups_texts_by_what_they_lack(run: Run) -> None:
-    from amygdala.segments import held_rows
-
     run(some(0, 1), layers=[1])
     run(some(1, 2), layers=[2])
     held = {layer: held_rows(run.space, layer) for layer in (2, 1)}

@@ -167,6 +167,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("graph", "''", "expected path of a JSON Lines file"),
     ("store", "[a]", "expected path of a folder"),
     ("store", "''", "expected path of a folder"),
+    ("store", "'a/{b}'", "expected path of a folder .no braces in it."),
+    ("graph", "'{b}'", "no braces in it"),
     ("results", "null", "expected path of a folder"),
     ("results", "''", "expected path of a folder"),
     ("emotions", "[joy]", r"\['joy'\] is not of type 'object'"),

@@ -50,9 +50,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project
     )
     first = project.build()
     release = project.path("results/.current/readout.*").name.removeprefix("readout.")
-    others = ["Activations of shard 0 at layers 1 2", "Quality of ", f"Release {release}", "Publish readout in results/readout"]
-    seen = Counter({re.sub(r"store/quality/.*", "", job): count for job, count in first.jobs.items()})
-    assert seen == WHOLE_BUILD + Counter(others)
+    ends = ["Quality figures", f"Release {release}", "Overview picture", "Publish readout in results/readout"]
+    assert first.jobs == WHOLE_BUILD + Counter(["Activations of shard 0 at layers 1 2", *ends])
     assert first.forwarded == project.manifest()["capture"]["unique_texts"] > 60
     return project
 
@@ -378,6 +377,32 @@ def test_a_curated_emotion_without_examples_is_named_and_left_out(project: Proje
 def test_a_file_under_a_key_of_another_build_is_refused(project: Project) -> None:
     done = project.run("store/vectors/joy.0123456789abcdef/layer_001.safetensors")
     assert done.status != 0 and "not part of the current build" in done.text
+
+
+def test_an_error_in_a_job_is_told_once_in_its_log_and_on_the_terminal(project: Project) -> None:
+    project.configure(device="cuda", target_layers=[0, 1, 2])
+    failed = project.run(CUDA_VISIBLE_DEVICES="")
+    message = "error: device: cuda is not available here; set `device: auto` or another"
+    assert failed.status != 0 and failed.text.count(message) == 1
+    assert "Traceback" not in failed.text
+    log = re.search(r"log: (logs/activations/\S+)", failed.text)
+    assert log and message in (project.folder / log[1]).read_text()
+
+
+def test_forcing_and_a_lost_profile_lose_nothing(project: Project) -> None:
+    """Forced jobs find their rows and files in the store, also without the profile that keeps finished files."""
+    published = project.bytes_of("results/readout/*")
+    done = project.run("--forceall", "--workflow-profile", "none").ok()
+    assert done.forwarded == 0 and "Vectors of joy" in done.jobs
+    assert project.bytes_of("results/readout/vectors.safetensors").items() <= published.items()
+
+
+def test_odd_paths_work(built: Project, tmp_path: Path) -> None:
+    project = built.copy(tmp_path / "a folder")
+    (project.folder / "graph.jsonl").rename(project.folder / "the $graph; x.jsonl")
+    project.configure(graph="the $graph; x.jsonl", store="store é/b", results="re sults")
+    project.build("examples")
+    assert len(project.bytes_of("store é/b/examples/*")) == 3
 
 
 BAD = {

@@ -1,0 +1,134 @@
+"""What a vector must never have seen: the tag line, and the held-out texts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import activations
+import examples
+import heads
+import snapshot
+import tiny
+import vectors
+from amygdala import residual
+from amygdala.exampleset import HELD_OUT, TRAIN, read_examples
+from amygdala.graph import read_graph
+from amygdala.plan import Rules
+from amygdala.segments import Reader, Rows, held_rows, unpack_digests, write_index, write_segment
+
+EMOTIONS = ["calm", "joy", "warmth"]
+TAG_LINE = re.compile(r"\s*([A-Za-z]+:[0-9.]+[\s,;]*)+")
+RULES = Rules(8, None, 0, 40, 40, 2, 0.2, 0, "curated", 1, 9, tuple(EMOTIONS), ())
+SETTINGS = {
+    "revision": None,
+    "dtype": "fp32",
+    "pooling": "mean",
+    "device": "cpu",
+    "max_tokens": 64,
+    "batch_tokens": 4096,
+    "threads": 2,
+}
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+class Spy:
+    """A tokenizer that notes every text it is given."""
+
+    def __init__(self, tokenizer: Any, seen: list[str]) -> None:
+        self._tokenizer, self._seen = tokenizer, seen
+
+    def __call__(self, texts: list[str], **options: Any) -> Any:
+        self._seen.extend(texts)
+        return self._tokenizer(texts, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, list[Path], list[str]]:
+    """The index of a capture of the sample graph, its example files, and every text that reached the tokenizer."""
+    folder = tmp_path_factory.mktemp("leaks")
+    graph = folder / "graph.jsonl"
+    odd = [
+        {"key": "odd/commas", "text": "A long enough text with several tag lines beneath.\n\nWarmth:9, Calm:3\n\njoy:8.5;\n\n"},
+        {"key": "odd/windows", "text": "Another long enough text, with line ends of another kind.\r\njoy:9 calm:9\r\n"},
+    ]
+    graph.write_text(tiny.SAMPLE.read_text() + "".join(json.dumps(node) + "\n" for node in odd))
+    snapshot.make_snapshot(graph, read_graph(graph)[1], folder / "snapshot.jsonl")
+    files = [folder / f"{emotion}.json" for emotion in EMOTIONS]
+    for emotion, path in zip(EMOTIONS, files, strict=True):
+        examples.make_examples(folder / "snapshot.jsonl", emotion, RULES, path)
+    seen: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        load = residual.load_tokenizer
+        patch.setattr(residual, "load_tokenizer", lambda *where: Spy(load(*where), seen))
+        index = folder / "space" / "index" / "shard_0.safetensors"
+        texts = activations.shard_texts(files, 0, 1)
+        activations.capture_shard(texts, [1, 2], index, {**SETTINGS, "threads": 2, "source": str(tiny_model)}, quiet)
+    return index, files, seen
+
+
+def test_the_tag_line_never_reaches_the_tokenizer(captured: tuple[Path, list[Path], list[str]]) -> None:
+    _, files, seen = captured
+    assert len(seen) == len(set(seen)) == len({e.digest for path in files for e in read_examples(path)})
+    assert any("several tag lines" in text for text in seen) and any("another kind" in text for text in seen)
+    raw = [json.loads(line)["text"] for line in tiny.SAMPLE.read_text().splitlines()]
+    tagged = {
+        text.rsplit("\n", 1)[0].strip(): text.rsplit("\n", 1)[1] for text in raw if TAG_LINE.fullmatch(text.split("\n")[-1])
+    }
+    assert len(tagged) > 300 and set(tagged) & set(seen)
+    for text in seen:
+        assert not [line for line in text.splitlines() if TAG_LINE.fullmatch(line)], text
+        assert text not in tagged or not text.endswith(tagged[text])
+
+
+def figures(index: Path, files: list[Path], folder: Path) -> dict[str, bytes]:
+    """Bytes of all vectors and head files worked out from the rows behind `index`."""
+    reader = Reader([index])
+    for emotion, path in zip(EMOTIONS, files, strict=True):
+        out = {layer: folder / emotion / f"layer_{layer}.safetensors" for layer in (1, 2)}
+        vectors.make_vectors(emotion, path, reader, "mean_difference", out)
+        heads.make_heads(path, reader, {layer: place.with_suffix(".json") for layer, place in out.items()})
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("layer_*"))}
+
+
+def poisoned(index: Path, digests: set[str], folder: Path) -> Path:
+    """The same rows in another folder, those of `digests` replaced by huge numbers; its index."""
+    space = folder / "space"
+    everything = sorted(unpack_digests(Reader([index])._tables[0][0].array("digests")))
+    for layer in (1, 2):
+        reader = Reader([index])
+        values = {kind: reader.rows(layer, kind, everything) for kind in ("residual", "heads")}
+        hit = np.array([digest in digests for digest in everything])
+        for rows in values.values():
+            rows[hit] = 1e6
+        none = np.zeros(len(everything))
+        write_segment(space, layer, Rows(everything, values["residual"], values["heads"], none, none), reader.layout(layer))
+    target = space / "index" / "shard_0.safetensors"
+    write_index(target, everything, {layer: held_rows(space, layer) for layer in (1, 2)}, {})
+    return target
+
+
+def test_held_out_texts_never_reach_a_vector_or_head_figure(
+    captured: tuple[Path, list[Path], list[str]], tmp_path: Path
+) -> None:
+    index, files, _ = captured
+    texts = [example for path in files for example in read_examples(path)]
+    held_out = {example.digest for example in texts if example.split == HELD_OUT}
+    train = {example.digest for example in texts if example.split == TRAIN}
+    assert held_out and train and not held_out & train, "a text is on one side for every emotion"
+    clean = figures(index, files, tmp_path / "clean")
+    assert len(clean) == 12
+    assert figures(poisoned(index, held_out, tmp_path / "a"), files, tmp_path / "held_out") == clean
+    one = {min(train)}
+    assert figures(poisoned(index, one, tmp_path / "b"), files, tmp_path / "train") != clean, "a training text does count"

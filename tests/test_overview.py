@@ -1,0 +1,62 @@
+"""The overview picture: every emotion and layer in it, the same bytes each time, and a word where nothing was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+import overview
+from amygdala.contract import Readout
+
+
+def quality(aucs: dict[str, list[float | None]], layers: list[int]) -> dict[str, Any]:
+    return {
+        "emotions": {
+            name: {"held_out_auc": {str(layer): auc for layer, auc in zip(layers, values, strict=True)}}
+            for name, values in aucs.items()
+        }
+    }
+
+
+def readout(names: list[str], layers: list[int]) -> Readout:
+    rows = np.random.default_rng(0).normal(size=(len(layers), len(names), 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=2, keepdims=True)
+    return Readout(names, layers, dict(zip(layers, rows, strict=True)), {})
+
+
+def drawn(path: Path) -> str:
+    """The text that matplotlib notes beside each label it draws as shapes; the file must be XML."""
+    ElementTree.parse(path)
+    return path.read_text(encoding="utf-8")
+
+
+def test_names_layers_and_figures_are_drawn(tmp_path: Path) -> None:
+    report = quality({"joy": [0.61, 0.92], "self_doubt": [0.5, None], "été": [0.7, 0.8]}, [3, 11])
+    overview.draw(readout(["joy", "self_doubt", "été"], [3, 11]), report, tmp_path / "a.svg")
+    text = drawn(tmp_path / "a.svg")
+    for label in ("joy", "self_doubt", "été", "11", "0.61", "0.92", "–"):
+        assert f"<!-- {label} -->" in text, label
+    overview.draw(readout(["joy", "self_doubt", "été"], [3, 11]), report, tmp_path / "b.svg")
+    assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "a.svg").read_bytes()
+
+
+def test_many_emotions_get_no_numbers_but_their_names(tmp_path: Path) -> None:
+    names = [f"emotion{number:03d}" for number in range(70)]
+    overview.draw(readout(names, [0]), quality({name: [0.81] for name in names}, [0]), tmp_path / "a.svg")
+    text = drawn(tmp_path / "a.svg")
+    assert "<!-- emotion069 -->" in text and "<!-- 0.81 -->" not in text
+
+
+def test_best_layer_is_the_highest_mean_over_what_was_measured() -> None:
+    table = np.array([[0.6, 0.9, 0.7], [0.6, np.nan, 0.7], [0.6, 0.3, 0.7]])
+    assert overview.best_layer(table, [5, 6, 7]) == 7
+    assert overview.best_layer(table[:1], [5, 6, 7]) == 6
+    assert overview.best_layer(np.full((2, 2), np.nan), [5, 6]) == 6
+
+
+def test_nothing_held_out_is_drawn_all_the_same(tmp_path: Path) -> None:
+    overview.draw(readout(["joy"], [2]), quality({"joy": [None]}, [2]), tmp_path / "a.svg")
+    assert "<!-- – -->" in drawn(tmp_path / "a.svg")
