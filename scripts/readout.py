@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from amygdala.contract import load_readout, tensor_name
-from amygdala.files import sha256_file, whole, write_json
+from amygdala.files import sha256_file, write_json
 from amygdala.job import job
 from amygdala.segments import Reader
+from amygdala.tensors import write_tensors
 from amygdala.vectorfile import read_vector
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def make_release(
     """
     concepts = list(vectors)
     tensors = {tensor_name(layer): np.stack([read_vector(vectors[c][layer]) for c in concepts]) for layer in layers}
-    with whole(outputs["vectors"]) as temporary:
-        save_file(tensors, temporary, {"format": "readout"})
+    write_tensors(outputs["vectors"], tensors, {"concepts": concepts, "layers": list(layers)})
     manifest = {
         "concepts": concepts,
         "layers": list(layers),

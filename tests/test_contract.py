@@ -361,3 +361,16 @@ def test_a_run_that_dies_halfway_leaves_no_marker_and_no_half_file(tmp_path: Pat
     assert list(folder.iterdir()) == []
     assert first.read_bytes() == b"new" and second.read_bytes() == before
     assert not list(first.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "float8_e4m3fn", "scalar"])
+def test_vectors_of_forms_that_numpy_does_not_know(tmp_path: Path, form: str) -> None:
+    """Written byte by byte: numpy has no such dtypes."""
+    kinds = {"bfloat16": ("BF16", [1, 1], 2), "float8_e4m3fn": ("F8_E4M3", [1, 1], 1), "scalar": ("F32", [], 4)}
+    dtype, shape, size = kinds[form]
+    header = json.dumps({"layer_0.vectors": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}).encode()
+    path, manifest = tmp_path / "v.safetensors", tmp_path / "manifest.json"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * size)
+    manifest.write_text('{"concepts": ["joy"], "layers": [0]}')
+    with pytest.raises(UserError, match=r"v\.safetensors"):
+        load_readout(path, manifest)

@@ -421,3 +421,12 @@ def test_damaged_head_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"joy\.1\.heads\.json is damaged"):
         quality.make_quality(emotions, [1], StubReader({1: {"n_heads": 14}}), tmp_path / "quality.json")
     assert not (tmp_path / "quality.json").exists()
+
+
+def test_a_vector_file_follows_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_vector(tmp_path / "v.safetensors", np.array([1.0], np.float32), {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "v.safetensors").stat().st_mode & 0o777 == 0o640

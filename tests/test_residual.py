@@ -614,3 +614,16 @@ def test_text_configuration() -> None:
     assert architecture.text_config(plain) is plain
     multimodal = SimpleNamespace(get_text_config=lambda decoder: ("text", decoder))
     assert architecture.text_config(multimodal) == ("text", True)
+
+
+def test_weights_of_another_shape_or_cut_short_are_refused(folder: Folder, tmp_path: Path) -> None:
+    def narrow(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"][:-1].copy()
+
+    with pytest.raises(UserError, match=r"model: .*narrow has weights of other shapes; it does not fit its config\.json"):
+        Capture(str(altered(folder(), tmp_path / "narrow", narrow)), None, [1], "fp32", "mean", CPU)
+    short = altered(folder(), tmp_path / "short", lambda tensors: None)
+    weights = short / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model: .*short cannot be loaded"):
+        Capture(str(short), None, [1], "fp32", "mean", CPU)

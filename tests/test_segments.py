@@ -142,7 +142,7 @@ def test_index_of_a_shard_without_texts(store: Store, order: int) -> None:
 
 def test_index_names_only_the_segments_that_it_needs(store: Store) -> None:
     index = index_over(store.space, "few", [4, 8], [1])
-    names = sorted(json.loads(segments.Mapped(index).metadata["facts"])["segments"]["1"])
+    names = sorted(segments.Mapped(index).facts["segments"]["1"])
     assert names == sorted([store.paths[1, 1].name, store.paths[1, 2].name])
 
 
@@ -189,7 +189,7 @@ def test_text_in_two_segments_is_read_from_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [RESIDUAL, HEADS])
 @pytest.mark.parametrize("shape", ["plain", "float64", "fortran", "strided"])
-def test_checksums_are_over_exactly_the_stored_bytes(tmp_path: Path, kind: str, shape: str) -> None:
+def test_checksums_are_over_exactly_digest_and_stored_bytes(tmp_path: Path, kind: str, shape: str) -> None:
     rows = rows_of([0, 1, 2, 3], 1)
     values = getattr(rows, kind)
     given = {
@@ -202,7 +202,9 @@ def test_checksums_are_over_exactly_the_stored_bytes(tmp_path: Path, kind: str, 
     stored = load_file(write_segment(tmp_path, 1, rows, LAYOUT))
     assert stored[kind].dtype == np.float32
     assert np.array_equal(stored[kind], values)
-    expected = [zlib.crc32(struct.pack(f"<{values.shape[1]}f", *row.tolist())) for row in values]
+    texts = [bytes.fromhex(digest_of(number)) for number in range(4)]
+    pack = f"<{values.shape[1]}f"
+    expected = [zlib.crc32(text + struct.pack(pack, *row.tolist())) for text, row in zip(texts, values, strict=True)]
     assert stored[f"{kind}_crc"].dtype == np.uint32
     assert stored[f"{kind}_crc"].tolist() == expected
 
@@ -453,11 +455,11 @@ def test_held_rows_sets_damaged_segments_aside(store: Store, damage: str) -> Non
     assert lines == []
 
 
-def test_held_rows_without_a_layout_in_the_metadata(store: Store) -> None:
+def test_held_rows_without_facts_in_the_metadata(store: Store) -> None:
     path = store.paths[1, 1]
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
-    with_header(path, content[8 : 8 + length].replace(b'"layout"', b'"outlay"'))
+    with_header(path, content[8 : 8 + length].replace(b'"facts"', b'"stcaf"'))
     lines, say = said()
     held = held_rows(store.space, 1, say)
     assert bytes.fromhex(digest_of(FLUSHES[1][0])) not in held.places
@@ -477,10 +479,54 @@ def test_held_rows_passes_over_files_that_are_no_segments(store: Store) -> None:
 def test_tensor_that_is_not_there(store: Store) -> None:
     mapped = segments.Mapped(store.paths[7, 0])
     assert HEADS not in mapped
-    with pytest.raises(DamagedError, match="no tensor 'heads'"):
+    with pytest.raises(DamagedError, match="tensor 'heads'"):
         mapped.array(HEADS)
 
 
 def test_no_digests_asked_for(store: Store) -> None:
     with pytest.raises(ValueError, match="no digests"):
         store.reader().rows(1, RESIDUAL, [])
+
+
+# one bit anywhere: named, or without effect
+
+
+@pytest.mark.parametrize("reads", ["rows", "places"])
+def test_no_bit_of_a_segments_header_is_silent(tmp_path: Path, reads: str) -> None:
+    path = write_segment(tmp_path, 0, rows_of([0, 1], 0), LAYOUT)
+    original, digests = path.read_bytes(), [digest_of(0), digest_of(1)]
+    index = index_over(tmp_path, "a", [0, 1], [0])
+    kept = index.read_bytes()
+    (length,) = struct.unpack("<Q", original[:8])
+    for position in range(8 + length):
+        path.write_bytes(original)
+        index.write_bytes(kept)
+        flip(path, position, position % 8)
+        if reads == "places":
+            held = held_rows(tmp_path, 0)
+            assert not held.places or held.layouts[path.name] == LAYOUT
+            continue
+        try:
+            for kind, width in ((RESIDUAL, HIDDEN), (HEADS, N_HEADS * HEAD_DIM)):
+                got = Reader([index]).rows(0, kind, digests)
+                assert np.array_equal(got, np.stack([values_of(number, 0, width) for number in (0, 1)])), position
+        except UserError as error:
+            assert str(path) in str(error)
+
+
+def test_no_bit_of_an_index_is_silent(tmp_path: Path) -> None:
+    write_segment(tmp_path, 0, rows_of([0, 1, 2], 0), LAYOUT)
+    write_segment(tmp_path, 0, rows_of([3, 4], 0), LAYOUT)
+    index = index_over(tmp_path, "a", range(5), [0])
+    original = index.read_bytes()
+    for position in range(len(original)):
+        index.write_bytes(original)
+        flip(index, position, position % 8)
+        try:
+            reader = Reader([index])
+        except UserError as error:
+            assert str(index) in str(error) and not index.exists()
+            continue
+        got = reader.rows(0, RESIDUAL, [digest_of(number) for number in range(5)])
+        assert reader.layout(0) == LAYOUT
+        assert np.array_equal(got, np.stack([values_of(number, 0, HIDDEN) for number in range(5)])), position

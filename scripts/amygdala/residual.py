@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from amygdala.architecture import NoHeads, Projection, decoder_layers, output_projection, text_config
 from amygdala.errors import UserError, shown
@@ -74,8 +75,9 @@ def load_model(source: str, revision: str | None, n_layers: int, dtype: str, dev
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"model: {source} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:

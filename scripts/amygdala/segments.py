@@ -2,16 +2,19 @@
 
 A segment `<space>/layer_012/<id>.safetensors` holds, for N texts: `digests` uint8 [N, 16]; `residual` float32 [N, hidden];
 `heads` float32 [N, n_heads * head_dim] where the layer has attention heads; `residual_crc`, `heads_crc` uint32 [N], the CRC-32
-of each row's bytes; `tokens` int32 [N], tokens forwarded; `cut` uint8 [N], 1 where the text was cut. Its metadata says n_heads
-and head_dim, or why there are none. Rows are read through a memory map, and each row's checksum is compared when it is read.
+of each text's digest and row; `tokens` int32 [N], tokens forwarded; `cut` uint8 [N], 1 where the text was cut. Its facts say
+n_heads and head_dim, or why there are none, and hold the CRC-32 of all but the rows. Rows are read through a memory map, and
+each checksum is compared when its row is read.
 
-The index, a capture job's declared output, maps the sorted digests of a shard to segment and row, one table a layer.
+The index, a capture job's declared output, maps the sorted digests of a shard to segment and row, one table a layer. Its facts
+hold the CRC-32 of all the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import struct
 import zlib
@@ -21,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from amygdala.errors import UserError
-from amygdala.files import whole
 from amygdala.keys import key
+from amygdala.tensors import write_tensors
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -35,6 +37,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 DIGEST_BYTES = 16
 RESIDUAL, HEADS = "residual", "heads"
+DESCRIBED = ("digests", "tokens", "cut")  # of a segment, what its facts' checksum covers; each row has one of its own
 
 
 class DamagedError(Exception):
@@ -61,8 +64,14 @@ def unpack_digests(packed: np.ndarray) -> list[str]:
     return [row.tobytes().hex() for row in packed]
 
 
-def _row_crcs(rows: np.ndarray) -> np.ndarray:
-    return np.fromiter((zlib.crc32(row.data) for row in rows), dtype=np.uint32, count=len(rows))
+def row_crc(digest: bytes, row: np.ndarray) -> int:
+    """The checksum that binds a row (contiguous, any dtype) to its text."""
+    return zlib.crc32(row.data, zlib.crc32(digest))
+
+
+def _row_crcs(digests: Sequence[str], rows: np.ndarray) -> np.ndarray:
+    crcs = (row_crc(bytes.fromhex(digest), row) for digest, row in zip(digests, rows, strict=True))
+    return np.fromiter(crcs, dtype=np.uint32, count=len(rows))
 
 
 def layer_folder(space: str | Path, layer: int) -> Path:
@@ -76,18 +85,18 @@ def space_of(index: str | Path) -> Path:
 
 def write_segment(space: str | Path, layer: int, rows: Rows, layout: Mapping[str, Any]) -> Path:
     """Write one segment; `layout` is {"n_heads", "head_dim"} or {"reason"}. Returns its path, named after its digests."""
-    tensors = {
+    described = {
         "digests": pack_digests(rows.digests),
         "tokens": rows.tokens.astype(np.int32),
         "cut": rows.cut.astype(np.uint8),
     }
+    tensors = dict(described)
     for kind, values in ((RESIDUAL, rows.residual), (HEADS, rows.heads)):
         if values is not None:
             tensors[kind] = np.ascontiguousarray(values, dtype=np.float32)
-            tensors[f"{kind}_crc"] = _row_crcs(tensors[kind])
+            tensors[f"{kind}_crc"] = _row_crcs(rows.digests, tensors[kind])
     path = layer_folder(space, layer) / f"{key(rows.digests)}.safetensors"
-    with whole(path) as temporary:
-        save_file(tensors, temporary, {"layout": json.dumps(dict(layout), sort_keys=True)})
+    write_tensors(path, tensors, {**layout, "crc": _sum(described, layout)})
     return path
 
 
@@ -103,7 +112,7 @@ class Mapped:
                 if length > size - 8:
                     raise ValueError("header longer than the file")
                 header = json.loads(file.read(length))
-            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            self.facts: dict[str, Any] = json.loads(header.pop("__metadata__")["facts"])
             self._entries: dict[str, dict[str, Any]] = header
             self._start = 8 + length
             end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
@@ -111,8 +120,8 @@ class Mapped:
                 raise ValueError(f"{size} bytes, {self._start + end} expected")
         except FileNotFoundError:
             raise DamagedError("missing") from None
-        except (struct.error, ValueError, KeyError, TypeError, OSError) as error:
-            raise DamagedError(f"unreadable ({error})") from None
+        except (struct.error, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+            raise DamagedError(f"unreadable ({type(error).__name__}: {error})") from None
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -123,12 +132,29 @@ class Mapped:
             entry = self._entries[name]
             shape: tuple[int, ...] = tuple(entry["shape"])
             dtype: np.dtype[Any] = DTYPES[entry["dtype"]]
-        except KeyError:
-            raise DamagedError(f"unreadable (no tensor {name!r} of a known kind)") from None
-        if 0 in shape:
-            return np.zeros(shape, dtype)
-        offset = self._start + entry["data_offsets"][0]
-        return np.memmap(self.path, mode="r", dtype=dtype, shape=shape, offset=offset)
+            begin, end = entry["data_offsets"]
+            if math.prod(shape) * dtype.itemsize != end - begin:
+                raise ValueError(f"{end - begin} bytes for shape {shape}")
+            if 0 in shape:
+                return np.zeros(shape, dtype)
+            return np.memmap(self.path, mode="r", dtype=dtype, shape=shape, offset=self._start + begin)
+        except (LookupError, TypeError, ValueError, OSError) as error:
+            raise DamagedError(f"unreadable (tensor {name!r}: {type(error).__name__}: {error})") from None
+
+    def check_sum(self, names: Iterable[str]) -> None:
+        """Compare the facts' `crc` with that of the other facts and the tensors `names`; DamagedError where it differs."""
+        if _sum({name: self.array(name) for name in names}, self.facts) != self.facts.get("crc"):
+            raise DamagedError("its checksum does not fit")
+
+    def names(self) -> list[str]:
+        return sorted(self._entries)
+
+
+def _sum(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> int:
+    crc = zlib.crc32(json.dumps({k: v for k, v in facts.items() if k != "crc"}, sort_keys=True).encode())
+    for name in sorted(tensors):
+        crc = zlib.crc32(np.ascontiguousarray(tensors[name]).tobytes(), zlib.crc32(name.encode(), crc))
+    return crc
 
 
 def set_aside(path: Path) -> str:
@@ -161,8 +187,11 @@ def held_rows(space: str | Path, layer: int, say: Any = lambda line: None) -> He
             mapped = Mapped(path)
             packed = mapped.array("digests").tobytes()
             tokens, cut = mapped.array("tokens").tolist(), mapped.array("cut").tolist()
-            layout = json.loads(mapped.metadata["layout"])
-        except (DamagedError, KeyError, ValueError) as error:
+            if len(packed) != len(tokens) * DIGEST_BYTES or len(tokens) != len(cut):
+                raise DamagedError("unreadable (digests, tokens and cut differ in length)")
+            mapped.check_sum(DESCRIBED)
+            layout = {name: value for name, value in mapped.facts.items() if name != "crc"}
+        except DamagedError as error:
             say(f"warning: segment {path} is damaged: {error}; {set_aside(path)}; its rows are computed again")
             continue
         held.layouts[path.name] = layout
@@ -177,20 +206,19 @@ def held_rows(space: str | Path, layer: int, say: Any = lambda line: None) -> He
 def write_index(path: str | Path, digests: Sequence[str], layers: Mapping[int, Held], stats: Mapping[str, Any]) -> None:
     """Write the index of sorted `digests` over `layers`; every digest must be held in every layer (KeyError)."""
     tensors: dict[str, np.ndarray] = {"digests": pack_digests(digests)}
-    names: dict[int, list[str]] = {}
-    layouts: dict[int, dict[str, Any]] = {}
+    names: dict[str, list[str]] = {}
+    layouts: dict[str, dict[str, Any]] = {}
     wanted = [bytes.fromhex(digest) for digest in digests]
     for layer, held in layers.items():
         used = sorted({held.places[digest][0] for digest in wanted})
         ordinal = {name: number for number, name in enumerate(used)}
         table = [(ordinal[name], row) for name, row in (held.places[digest] for digest in wanted)]
         tensors[f"layer_{layer:03d}"] = np.array(table, dtype=np.int32).reshape(len(wanted), 2)
-        names[layer] = used
+        names[str(layer)] = used
         if used:
-            layouts[layer] = held.layouts[used[0]]
+            layouts[str(layer)] = held.layouts[used[0]]
     facts = {"segments": names, "layouts": layouts, "stats": dict(stats)}
-    with whole(path) as temporary:
-        save_file(tensors, temporary, {"facts": json.dumps(facts, sort_keys=True)})
+    write_tensors(Path(path), tensors, {**facts, "crc": _sum(tensors, facts)})
 
 
 class Reader:
@@ -211,10 +239,10 @@ class Reader:
         for number, path in enumerate(self._indices):
             try:
                 mapped = Mapped(path)
-                facts = json.loads(mapped.metadata["facts"])
-                names, layouts, stats = facts["segments"], facts["layouts"], facts["stats"]
+                mapped.check_sum(mapped.names())
+                names, layouts, stats = (mapped.facts[name] for name in ("segments", "layouts", "stats"))
                 packed = mapped.array("digests").tobytes()
-            except (DamagedError, KeyError, ValueError) as error:
+            except (DamagedError, KeyError) as error:
                 self._give_up(path, f"the index {path} is damaged: {error}")
             self.stats.append(stats)
             self._tables.append((mapped, names))
@@ -232,7 +260,8 @@ class Reader:
         out: np.ndarray | None = None
         arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for position, digest in enumerate(digests):
-            shard, row_in_index = self._shard[bytes.fromhex(digest)]
+            packed = bytes.fromhex(digest)
+            shard, row_in_index = self._shard[packed]
             ordinal, row = tables[shard][row_in_index]
             name = self._tables[shard][1][str(layer)][ordinal]
             if name not in arrays:
@@ -240,8 +269,11 @@ class Reader:
             values, crcs = arrays[name]
             if out is None:
                 out = np.empty((len(digests), values.shape[1]), dtype=np.float32)
-            out[position] = values[row]
-            if zlib.crc32(out[position].data) != int(crcs[row]):
+            if row < min(len(values), len(crcs)) and values.shape[1] == out.shape[1]:
+                out[position] = values[row]
+            else:
+                self._lost(layer, name, f"it has no row {row}")
+            if row_crc(packed, out[position]) != int(crcs[row]):
                 self._lost(layer, name, f"the row of text {digest} fails its checksum")
         if out is None:
             raise ValueError("no digests asked for")
@@ -252,7 +284,10 @@ class Reader:
             if (layer, name) not in self._mapped:
                 self._mapped[layer, name] = Mapped(layer_folder(self.space, layer) / name)
             mapped = self._mapped[layer, name]
-            return mapped.array(kind), mapped.array(f"{kind}_crc")
+            values, crcs = mapped.array(kind), mapped.array(f"{kind}_crc")
+            if values.ndim != 2 or crcs.ndim != 1:
+                raise DamagedError(f"unreadable ({kind} is no table)")
+            return values, crcs
         except DamagedError as error:
             self._lost(layer, name, str(error))
         raise AssertionError("unreachable")

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from amygdala.errors import UserError
-from amygdala.files import whole
+from amygdala.tensors import write_tensors
 
 
 def write_vector(path: Path, vector: np.ndarray, facts: dict[str, Any]) -> None:
-    """Write float32 [hidden] as the tensor `vector`, and `facts` as JSON in the metadata.
-
-    One metadata entry: safetensors writes several in an order that differs from run to run.
-    """
-    with whole(path) as temporary:
-        save_file({"vector": vector}, temporary, {"facts": json.dumps(facts, sort_keys=True)})
+    """Write float32 [hidden] as the tensor `vector`, with `facts`."""
+    write_tensors(path, {"vector": vector}, facts)
 
 
 def read_vector(path: Path) -> np.ndarray:
     """float32 [hidden]. UserError where the file is damaged or its vector is not of unit length; the file is named."""
     try:
         vector = load_file(path)["vector"]
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run snakemake again, it will be rebuilt") from None
     length = float(np.linalg.norm(vector.astype(np.float64)))
     if vector.dtype != np.float32 or vector.ndim != 1 or not abs(length - 1) < 1e-6:
