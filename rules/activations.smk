@@ -8,7 +8,7 @@ rule capture:
         "logs/activations/shard_{shard}.{key}.log",
     conda:
         "../envs/model.yaml"
-    threads: 8
+    threads: 32
     params:
         model=vars(build.model),
         settings=build.capture_settings(),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from amygdala.residual import Capture, Tokens
 
 FLUSH_ROWS = 4096
+FLUSH_BYTES = 512 << 20
 Say = Callable[[str], None]
 
 
@@ -44,7 +45,7 @@ def missing_layers(digests: Iterable[str], held: dict[int, Held]) -> dict[tuple[
 
 
 class Buffer:
-    """Rows on their way to the store: flushed as one segment a layer whenever FLUSH_ROWS have gathered."""
+    """Rows on their way to the store: flushed as one segment a layer at `flush_rows` texts or FLUSH_BYTES of rows."""
 
     def __init__(self, space: Path, capture: "Capture", flush_rows: int) -> None:
         self.space, self.capture, self.flush_rows = space, capture, flush_rows
@@ -69,7 +70,8 @@ class Buffer:
                 into[layer].append(values)
         self.digests.extend(digests)
         self.tokens.extend(tokens)
-        if len(self.digests) >= self.flush_rows:
+        held = sum(rows.nbytes for kind in (self.residual, self.heads) for layers in kind.values() for rows in layers)
+        if len(self.digests) >= self.flush_rows or held >= FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:

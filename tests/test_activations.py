@@ -442,3 +442,13 @@ def test_model_folder_that_changed_meanwhile(tmp_path: Path, tiny_model: Path) -
     with pytest.raises(UserError, match=r"model: .* changed while snakemake was running. Run snakemake again"):
         activations.check_unchanged(model, tmp_path / "store")
     activations.check_unchanged({**model, "kind": "hub"}, tmp_path / "store")
+
+
+def test_many_bytes_are_flushed_before_many_rows(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "FLUSH_BYTES", 4 * (48 + 64) * 3)
+    texts = {text_digest(f"Text number {n} with some words"): f"Text number {n} with some words" for n in range(7)}
+    index = tmp_path / "space" / "index" / "a.safetensors"
+    settings = {"source": str(tiny_model), "revision": None, "dtype": "fp32", "pooling": "mean", "device": "cpu"}
+    settings = {**settings, "max_tokens": 64, "batch_tokens": 1, "threads": 1}
+    activations.capture_shard(dict(sorted(texts.items())), [1], index, settings, lambda line: None)
+    assert len(list((tmp_path / "space" / "layer_001").glob("*.safetensors"))) == 3

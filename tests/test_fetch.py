@@ -398,6 +398,15 @@ def test_hub_commit_and_config(tmp_path: Path, hub: Hub, revision: str | None, c
     assert TOKEN not in written
 
 
+def test_a_commit_in_full_is_not_looked_up(tmp_path: Path, hub: Hub) -> None:
+    answer, _ = call(tmp_path, hub.server_port, "hub_commit_and_config", "org/name", OTHER_COMMIT)
+    assert answer["result"] == [OTHER_COMMIT, CONFIG]
+    assert not [line for line in hub.asked if "/api/" in line]
+    hub.asked.clear()
+    call(tmp_path, 9, "hub_commit_and_config", "org/name", OTHER_COMMIT)
+    assert not hub.asked, "the second time it comes from the cache, without a network"
+
+
 def test_hub_busy_twice(tmp_path: Path, hub: Hub) -> None:
     hub.failures = [503, 503]
     answer, written = call(tmp_path, hub.server_port, "hub_commit_and_config", "org/name", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -351,6 +352,23 @@ def test_another_model_and_pooling_by_config(project: Project, tmp_path: Path) -
     assert done.forwarded == manifest["capture"]["unique_texts"]
     assert (manifest["hidden_size"], manifest["pooling"]) == (32, "last")
     assert not project.build().jobs, "the first model's release is still there"
+
+
+def test_a_hub_model_by_its_commit_from_the_cache(project: Project, tmp_path: Path, tiny_model: Path) -> None:
+    """The same weights by way of the hub's cache: another identity, the same vectors; no network is asked."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(tiny_model, tmp_path / "cache" / "models--org--tiny" / "snapshots" / commit)
+    surroundings = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    arguments = ("--config", f"model=org/tiny@{commit}", "results=hub")
+    foreseen = project.run("--dry-run", *arguments, **surroundings).ok()
+    done = project.run(*arguments, **surroundings).ok()
+    assert done.jobs == foreseen.jobs and "Model org/tiny" in done.jobs
+    folder = project.folder / "hub/readout"
+    hub = load_readout(folder / "vectors.safetensors", folder / "manifest.json")
+    assert hub.manifest["model"]["identity"] == f"commit:{commit}"
+    own = load_readout(*(project.folder / "results/readout" / n for n in ("vectors.safetensors", "manifest.json")))
+    for layer in own.layers:
+        assert (own.vectors[layer] * hub.vectors[layer]).sum(1).min() > 1 - 1e-6
 
 
 def test_another_graph_by_configfile(project: Project, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def load_readout(vectors: str | Path, manifest: str | Path) -> Readout:
         raise UserError(f"{vectors}: not a readable safetensors file ({error})") from None
     if set(tensors) != {tensor_name(layer) for layer in layers}:
         raise UserError(f"{vectors} holds {listed(sorted(tensors))}, but {manifest} lists the layers {layers}")
-    width = told.get("hidden_size", (*next(iter(tensors.values())).shape, 0)[1])
+    width = told.get("hidden_size", (*next(iter(tensors.values())).shape, 0, 0)[1])
     for layer in layers:
         _check_tensor(tensors[tensor_name(layer)], (len(concepts), width), f"{vectors}: {tensor_name(layer)}")
     return Readout(concepts, layers, {layer: tensors[tensor_name(layer)] for layer in layers}, told)

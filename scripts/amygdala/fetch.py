@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -112,11 +113,15 @@ def _hub_call(action: Callable[[], Result], what: str, repository: str, **retry:
 
 
 def hub_commit_and_config(repository: str, revision: str | None, **retry: Any) -> tuple[str, dict[str, Any]]:
-    """The commit that `revision` (default: the main branch) stands for now, and the model's config.json at that commit."""
+    """The commit that `revision` (default: the main branch) stands for now, and the model's config.json at that commit.
+
+    A commit given in full is not looked up: its config.json may lie in the Hugging Face cache already.
+    """
     from huggingface_hub import HfApi, hf_hub_download
 
     def lookup() -> tuple[str, dict[str, Any]]:
-        commit = HfApi().model_info(repository, revision=revision).sha
+        pinned = revision and re.fullmatch("[0-9a-f]{40}", revision)
+        commit = revision if pinned else HfApi().model_info(repository, revision=revision).sha
         if not commit:
             raise UserError(f"model: the hub names no commit for {repository}")
         path = hf_hub_download(repository, "config.json", revision=commit)
