@@ -20,9 +20,12 @@ if workflow.is_main_process:
 
 
 wildcard_constraints:
-    emotion=r"[^\W\d_][^\s/.]*",
     key="[0-9a-f]{16}",
     shard="[0-9]+",
+
+
+def is_forced():
+    return bool(workflow.dag_settings.forceall or workflow.dag_settings.forcerun)
 
 
 def unless_stored(outputs, inputs):
@@ -32,18 +35,55 @@ def unless_stored(outputs, inputs):
     Snakemake, because that input is made in the same run, and ancient() covers existing files alone. Only input functions may
     call this: whether jobs are forced is not yet known when the rules are read.
     """
-    forced = workflow.dag_settings.forceall or workflow.dag_settings.forcerun
-    if not forced and all(Path(path).exists() for path in outputs):
+    if not is_forced() and all(Path(path).exists() for path in outputs):
         return []
     return [ancient(path) for path in inputs]
 
 
-def refuse_other_key(emotion, key, keys):
-    """Raise where a file is asked for by a key that is not the current one."""
-    try:
-        build.expect(emotion, key, keys)
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
+def emotions_to_make(emotions, outputs_of):
+    """Those of a batch's emotions that lack a file. A job makes just these, whatever else it declares."""
+    return [
+        emotion
+        for emotion in emotions
+        if is_forced() or not all(Path(path).exists() for path in outputs_of(emotion))
+    ]
+
+
+def get_batch_examples(emotions, outputs_of):
+    """Input function of a batch: the examples of the emotions that it has to make."""
+
+    def get_examples(wildcards):
+        todo = emotions_to_make(emotions, outputs_of)
+        return [ancient(build.examples(emotion)) for emotion in todo]
+
+    return get_examples
+
+
+def get_batch_indices(emotions, outputs_of):
+    """Input function of a batch: the indices of the activations, where it has anything to make."""
+
+    def get_indices(wildcards):
+        todo = emotions_to_make(emotions, outputs_of)
+        return [ancient(path) for path in build.indices] if todo else []
+
+    return get_indices
+
+
+def get_batch_names(emotions, outputs_of):
+    """Parameter of a batch: the emotions that it has to make, for the message."""
+
+    def get_names(wildcards):
+        return ", ".join(emotions_to_make(emotions, outputs_of))
+
+    return get_names
+
+
+def get_batch_files(emotions, outputs_of):
+    """{emotion: its examples and the files to make of it} of a batch"""
+    return {
+        emotion: {"examples": build.examples(emotion), "outputs": outputs_of(emotion)}
+        for emotion in emotions
+    }
 
 
 def get_results(target):
@@ -66,9 +106,17 @@ def get_published(target):
     return [build.marker(build.selections[target]), *get_results(target)]
 
 
-def get_snapshot(wildcards):
-    refuse_other_key(wildcards.emotion, wildcards.key, build.example_keys)
-    return unless_stored([build.examples(wildcards.emotion)], [build.snapshot])
+def get_example_files(emotion):
+    return [build.examples(emotion)]
+
+
+def get_snapshot(emotions):
+    """Input function of a batch of examples: the snapshot, where it has any to choose."""
+
+    def get_snapshot_file(wildcards):
+        return unless_stored([build.examples(emotion) for emotion in emotions], [build.snapshot])
+
+    return get_snapshot_file
 
 
 def get_graph(wildcards):
@@ -104,26 +152,6 @@ def get_shard(wildcards):
 
 def get_capture_model(wildcards):
     return unless_stored([build.index(int(wildcards.shard))], get_model_ready())
-
-
-def get_vector_examples(wildcards):
-    emotion = wildcards.emotion
-    refuse_other_key(emotion, wildcards.key, build.vector_keys)
-    return unless_stored(build.vectors(emotion), [build.examples(emotion)])
-
-
-def get_vector_indices(wildcards):
-    return unless_stored(build.vectors(wildcards.emotion), build.indices)
-
-
-def get_head_examples(wildcards):
-    emotion = wildcards.emotion
-    refuse_other_key(emotion, wildcards.key, build.head_keys)
-    return unless_stored(build.heads(emotion), [build.examples(emotion)])
-
-
-def get_head_indices(wildcards):
-    return unless_stored(build.heads(wildcards.emotion), build.indices)
 
 
 def get_quality_files():

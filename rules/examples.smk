@@ -1,18 +1,25 @@
-rule choose_examples:
-    input:
-        get_snapshot,
-    output:
-        f"{build.store}/examples/{{emotion}}.{{key}}.json",
-    log:
-        "logs/examples/{emotion}.{key}.log",
-    conda:
-        "../envs/light.yaml"
-    params:
-        rules=build.rules.ingredients(),
-    message:
-        "Examples of {wildcards.emotion}"
-    script:
-        "../scripts/examples.py"
+# A rule a batch of emotions: its outputs are files under keys, which no wildcard could name.
+for number, emotions in enumerate(build.batches):
+
+    rule:
+        name:
+            f"choose_examples_{number}"
+        input:
+            get_snapshot(emotions),
+        output:
+            update([build.examples(emotion) for emotion in emotions]),
+        log:
+            f"logs/examples/batch_{number}.log",
+        conda:
+            "../envs/light.yaml"
+        params:
+            rules=build.rules.ingredients(),
+            files=get_batch_files(emotions, get_example_files),
+            names=get_batch_names(emotions, get_example_files),
+        message:
+            "Examples of {params.names}"
+        script:
+            "../scripts/examples.py"
 
 
 rule examples:

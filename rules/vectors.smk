@@ -1,25 +1,27 @@
-rule compute_vectors:
-    input:
-        examples=get_vector_examples,
-        indices=get_vector_indices,
-    output:
-        update(
-            expand(
-                f"{build.store}/vectors/{{{{emotion}}}}.{{{{key}}}}/layer_{{layer:03d}}.safetensors",
-                layer=build.layers,
-            )
-        ),
-    log:
-        "logs/vectors/{emotion}.{key}.log",
-    conda:
-        "../envs/light.yaml"
-    params:
-        layers=build.layers,
-        method=build.config["method"],
-    message:
-        "Vectors of {wildcards.emotion}"
-    script:
-        "../scripts/vectors.py"
+# A rule a batch of emotions, as in examples.smk.
+for number, emotions in enumerate(build.batches):
+
+    rule:
+        name:
+            f"compute_vectors_{number}"
+        input:
+            examples=get_batch_examples(emotions, build.vectors),
+            indices=get_batch_indices(emotions, build.vectors),
+        output:
+            update([path for emotion in emotions for path in build.vectors(emotion)]),
+        log:
+            f"logs/vectors/batch_{number}.log",
+        conda:
+            "../envs/light.yaml"
+        params:
+            layers=build.layers,
+            method=build.config["method"],
+            files=get_batch_files(emotions, build.vectors),
+            names=get_batch_names(emotions, build.vectors),
+        message:
+            "Vectors of {params.names}"
+        script:
+            "../scripts/vectors.py"
 
 
 rule vectors:

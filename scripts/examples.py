@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 
-def make_examples(snapshot: str | Path, emotion: str, rules: Rules, output: str | Path) -> dict[str, dict[str, int]]:
+def make_examples(corpus: Corpus, emotion: str, output: str | Path) -> dict[str, dict[str, int]]:
     """Write the examples of `emotion`; returns their counts {split: {polarity: number}}."""
-    examples = Corpus(read_snapshot(snapshot), rules).examples(emotion)
+    examples = corpus.examples(emotion)
     counts = count_examples(examples)
     write_json(output, {"emotion": emotion, "counts": counts, "examples": [dataclasses.asdict(e) for e in examples]})
     return counts
@@ -29,7 +29,7 @@ def rules_from(params: Any) -> Rules:
 
 if "snakemake" in globals():
     with job(snakemake) as say:
-        counts = make_examples(
-            snakemake.input[0], snakemake.wildcards.emotion, rules_from(snakemake.params.rules), snakemake.output[0]
-        )
-        say(f"{snakemake.wildcards.emotion}: {counts}")
+        corpus = Corpus(read_snapshot(snakemake.input[0]), rules_from(snakemake.params.rules))
+        for emotion, files in snakemake.params.files.items():
+            if not Path(files["outputs"][0]).exists():
+                say(f"{emotion}: {make_examples(corpus, emotion, files['outputs'][0])}")

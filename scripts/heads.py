@@ -59,8 +59,8 @@ def layer_heads(positive: np.ndarray, negative: np.ndarray, layout: dict[str, An
 
 def make_heads(examples: str | Path, reader: Reader, outputs: dict[int, Path]) -> list[int]:
     """Write the head figures of those layers whose file is missing; a layer without heads says why. Returns these layers."""
-    sides = digests_of(read_examples(examples), TRAIN)
     todo = [layer for layer, path in sorted(outputs.items()) if not path.exists()]
+    sides = digests_of(read_examples(examples), TRAIN) if todo else {}
     for layer in todo:
         layout = reader.layout(layer)
         if "reason" in layout:
@@ -74,9 +74,9 @@ def make_heads(examples: str | Path, reader: Reader, outputs: dict[int, Path]) -
 
 if "snakemake" in globals():
     with job(snakemake) as say:
-        done = make_heads(
-            snakemake.input.examples[0],
-            Reader(snakemake.input.indices),
-            dict(zip(snakemake.params.layers, map(Path, snakemake.output), strict=True)),
-        )
-        say(f"{snakemake.wildcards.emotion}: layers {done}")
+        params, reader = snakemake.params, Reader(snakemake.input.indices)
+        for emotion, files in params.files.items():
+            outputs = dict(zip(params.layers, map(Path, files["outputs"]), strict=True))
+            done = make_heads(files["examples"], reader, outputs)
+            if done:
+                say(f"{emotion}: layers {done}")

@@ -1,6 +1,6 @@
 """Activations to one emotion's vectors, a file a layer: float32 [hidden], unit length."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,10 +37,10 @@ def unit(direction: np.ndarray, what: str) -> tuple[np.ndarray, float]:
     return (direction / length).astype(np.float32), length
 
 
-def make_vectors(emotion: str, examples: str | Path, reader: Reader, method: str, outputs: dict[int, Path]) -> Sequence[int]:
+def make_vectors(emotion: str, examples: str | Path, reader: Reader, method: str, outputs: dict[int, Path]) -> list[int]:
     """Write the vectors of those layers whose file is missing; returns these layers."""
-    sides = digests_of(read_examples(examples), TRAIN)
     todo = [layer for layer, path in sorted(outputs.items()) if not path.exists()]
+    sides = digests_of(read_examples(examples), TRAIN) if todo else {}
     for layer in todo:
         positive = reader.rows(layer, RESIDUAL, sides[POSITIVE])
         negative = reader.rows(layer, RESIDUAL, sides[NEGATIVE])
@@ -51,11 +51,9 @@ def make_vectors(emotion: str, examples: str | Path, reader: Reader, method: str
 
 if "snakemake" in globals():
     with job(snakemake) as say:
-        done = make_vectors(
-            snakemake.wildcards.emotion,
-            snakemake.input.examples[0],
-            Reader(snakemake.input.indices),
-            snakemake.params.method,
-            dict(zip(snakemake.params.layers, map(Path, snakemake.output), strict=True)),
-        )
-        say(f"{snakemake.wildcards.emotion}: layers {list(done)}")
+        params, reader = snakemake.params, Reader(snakemake.input.indices)
+        for emotion, files in params.files.items():
+            outputs = dict(zip(params.layers, map(Path, files["outputs"]), strict=True))
+            done = make_vectors(emotion, files["examples"], reader, params.method, outputs)
+            if done:
+                say(f"{emotion}: layers {done}")

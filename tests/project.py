@@ -31,7 +31,13 @@ class Run:
 
     @property
     def jobs(self) -> Counter[str]:
-        return Counter(JOB.findall(self.text))
+        """A job that makes several emotions counts once for each: "Vectors of calm, joy" as two."""
+        found: Counter[str] = Counter()
+        for job in JOB.findall(self.text):
+            what, of, names = job.partition(" of ")
+            batch = of and what in ("Examples", "Vectors", "Heads")
+            found.update([f"{what} of {name}" for name in names.split(", ")] if batch else [job])
+        return found
 
     @property
     def forwarded(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -592,12 +593,14 @@ def test_paths_carry_the_keys(config: dict[str, Any]) -> None:
     assert build.model_ready == f"shared/store/models/{build.model_key}.json"
 
 
-def test_another_key_is_refused(config: dict[str, Any]) -> None:
-    build = make_build(config)
-    build.expect("joy", build.vector_keys["joy"], build.vector_keys)
-    for emotion, given in (("joy", build.vector_keys["calm"]), ("awe", build.vector_keys["joy"]), ("joy", "0" * 16)):
-        with pytest.raises(UserError, match=f"'{emotion}' with the key '{given}' is not part of the current build"):
-            build.expect(emotion, given, build.vector_keys)
+@pytest.mark.parametrize("number", [1, 2, 15, 16, 17, 31, 32, 33, 200, 1000])
+def test_batches_hold_each_emotion_once_in_few_even_lists(number: int) -> None:
+    emotions = [f"e{n:04d}" for n in range(number)]
+    made = amygdala.build.batches(emotions, 16)
+    assert [emotion for batch in made for emotion in batch] == emotions
+    assert len(made) == math.ceil(number / 16)
+    sizes = {len(batch) for batch in made}
+    assert max(sizes) <= 16 and max(sizes) - min(sizes) <= 1
 
 
 def test_what_the_capture_loads(config: dict[str, Any], tmp_path: Path) -> None:

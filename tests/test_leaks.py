@@ -18,8 +18,8 @@ import tiny
 import vectors
 from amygdala import residual
 from amygdala.exampleset import HELD_OUT, TRAIN, read_examples
-from amygdala.graph import read_graph
-from amygdala.plan import Rules
+from amygdala.graph import read_graph, read_snapshot
+from amygdala.plan import Corpus, Rules
 from amygdala.segments import Reader, Rows, held_rows, unpack_digests, write_index, write_segment
 
 EMOTIONS = ["calm", "joy", "warmth"]
@@ -67,7 +67,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tupl
     snapshot.make_snapshot(graph, read_graph(graph)[1], folder / "snapshot.jsonl")
     files = [folder / f"{emotion}.json" for emotion in EMOTIONS]
     for emotion, path in zip(EMOTIONS, files, strict=True):
-        examples.make_examples(folder / "snapshot.jsonl", emotion, RULES, path)
+        examples.make_examples(Corpus(read_snapshot(folder / "snapshot.jsonl"), RULES), emotion, path)
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         load = residual.load_tokenizer

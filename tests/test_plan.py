@@ -29,7 +29,7 @@ from amygdala.exampleset import (
     read_examples,
     shard_of,
 )
-from amygdala.graph import Node, read_nodes, snapshot_lines
+from amygdala.graph import Node, read_nodes, read_snapshot, snapshot_lines
 from amygdala.plan import Corpus, Rules, held_out_mask, make_plan, unique_texts, warnings_of
 from tiny import REPOSITORY, SAMPLE
 
@@ -558,9 +558,8 @@ def test_examples_job_writes_what_the_plan_promises(tmp_path: Path, sample: list
     snapshot, output = tmp_path / "snapshot.jsonl", tmp_path / "examples" / "joy.json"
     snapshot.write_text("".join(snapshot_lines(sample)), encoding="utf-8", newline="\n")
     chosen = dataclasses.replace(DEFAULTS, max_examples_per_emotion=20, curated=("joy",))
-    counts = examples_job.make_examples(
-        snapshot, "joy", examples_job.rules_from({**chosen.ingredients(), "curated": ["joy"]}), output
-    )
+    rules_again = examples_job.rules_from({**chosen.ingredients(), "curated": ["joy"]})
+    counts = examples_job.make_examples(Corpus(read_snapshot(snapshot), rules_again), "joy", output)
     written = json.loads(output.read_text(encoding="utf-8"))
     expected = brute_force(sample, chosen, "joy")
     assert (written["emotion"], written["counts"]) == ("joy", counts)

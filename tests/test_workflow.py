@@ -168,9 +168,14 @@ def test_one_changed_node_rebuilds_the_emotions_it_touches_and_back_is_free(proj
     node = next(n for n in project.nodes() if calm[0].text in n["text"])
     project.edit(node["key"], lambda text: "This opening is new. " + text)
 
+    files = {stage: set(project.bytes_of(f"store/{stage}/**/*")) for stage in ("examples", "vectors", "heads")}
     foreseen = project.run("--dry-run").ok().jobs
     changed = project.run().ok()
     assert changed.jobs == foreseen
+    new = {
+        stage: {Path(path).relative_to(f"store/{stage}").parts[0].split(".")[0] for path in made}
+        for stage, made in ((s, set(project.bytes_of(f"store/{s}/**/*")) - files[s]) for s in files)
+    }
     after = examples_by_emotion(project)
     touched = {emotion for emotion in EMOTIONS if before[emotion] != after[emotion]}
     training = {
@@ -182,6 +187,7 @@ def test_one_changed_node_rebuilds_the_emotions_it_touches_and_back_is_free(proj
     assert {job.removeprefix("Examples of ") for job in changed.jobs if job.startswith("Examples")} == touched
     assert {job.removeprefix("Vectors of ") for job in changed.jobs if job.startswith("Vectors")} == training
     assert {job.removeprefix("Heads of ") for job in changed.jobs if job.startswith("Heads")} == training
+    assert new == {"examples": touched, "vectors": training, "heads": training}
     assert changed.forwarded == 1
     assert project.bytes_of("results/readout/vectors.safetensors") != published
 
@@ -330,13 +336,13 @@ def test_targets_for_one_emotion_and_one_layer(project: Project) -> None:
     assert not project.build("emotion_joy", "layer_2").jobs
 
 
-def test_one_emotion_builds_no_other_vector(tmp_path: Path, built: Project) -> None:
+def test_one_emotion_needs_no_quality_and_no_heads(tmp_path: Path, built: Project) -> None:
     project = built.copy(tmp_path / "p")
     subprocess.run(["rm", "-r", "store/vectors", "store/heads", "results"], cwd=project.folder, check=True)
     subprocess.run(["rm", "-r", "store/releases", "store/quality"], cwd=project.folder, check=True)
     jobs = project.build("emotion_joy").jobs
     assert {job for job in jobs if not job.startswith("Release")} == {
-        "Vectors of joy",
+        *(f"Vectors of {emotion}" for emotion in EMOTIONS),  # its batch: one job makes up to 16 emotions
         "Publish emotion_joy in results/emotions/joy",
     }
 
@@ -420,7 +426,8 @@ def test_a_curated_emotion_without_examples_is_named_and_left_out(project: Proje
 
 def test_a_file_under_a_key_of_another_build_is_refused(project: Project) -> None:
     done = project.run("store/vectors/joy.0123456789abcdef/layer_001.safetensors")
-    assert done.status != 0 and "not part of the current build" in done.text
+    assert done.status != 0 and "store/vectors/joy.0123456789abcdef/layer_001.safetensors" in done.text
+    assert not list(project.folder.glob("store/vectors/joy.0123456789abcdef/*"))
 
 
 def test_an_error_in_a_job_is_told_once_in_its_log_and_on_the_terminal(project: Project) -> None:

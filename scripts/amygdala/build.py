@@ -6,13 +6,14 @@ build. (Memos in <store>/memo only save work: they hold what could be worked out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from amygdala import config as configuration
-from amygdala.errors import UserError, shown
+from amygdala.errors import UserError
 from amygdala.files import recall, remember
 from amygdala.graph import read_graph, read_nodes
 from amygdala.keys import code, key, version
@@ -20,6 +21,8 @@ from amygdala.modelinfo import Model, describe
 from amygdala.plan import Plan, Rules, make_plan
 
 LIBRARIES = ("torch", "transformers")
+# Emotions a job: starting a job costs more than one emotion's work. Which job makes a file is in no key.
+EMOTIONS_PER_JOB = 16
 # Settings that say where and how to run, not what: no key and no manifest knows them.
 RUN_ONLY = ("graph", "store", "results", "model", "device", "batch_tokens", "shards")
 
@@ -48,6 +51,13 @@ def find(path: str, base: Iterable[Path], what: str) -> Path:
     raise UserError(f"{what}: no such file: {places}")
 
 
+def batches(emotions: Sequence[str], size: int) -> list[list[str]]:
+    """The emotions in order, cut into as few lists of at most `size` as possible, of nearly equal length."""
+    count = -(-len(emotions) // size)
+    bounds = [round(part * len(emotions) / count) for part in range(count + 1)]
+    return [list(emotions[start:end]) for start, end in itertools.pairwise(bounds)]
+
+
 class Build:
     """Everything that rules ask for. `config` must be complete; UserError for what is wrong with it, the graph or the model."""
 
@@ -65,6 +75,7 @@ class Build:
         self.layers = configuration.resolve_layers(config["target_layers"], self.model.n_layers)
         self.dtype: str = self.model.dtype if config["dtype"] == "auto" else config["dtype"]
         self.emotions = sorted(self.plan.emotions)
+        self.batches = batches(self.emotions, EMOTIONS_PER_JOB)
         self._make_keys()
         self._make_selections()
 
@@ -194,8 +205,3 @@ class Build:
         source, revision = self.model_source()
         names = ("pooling", "max_tokens", "batch_tokens", "device")
         return {"source": source, "revision": revision, "dtype": self.dtype, **{name: self.config[name] for name in names}}
-
-    def expect(self, emotion: str, given: str, keys: Mapping[str, str]) -> None:
-        """Refuse a file name whose key is not the current one: its content would not be what the name promises."""
-        if keys.get(emotion) != given:
-            raise UserError(f"{shown(emotion)} with the key {shown(given)} is not part of the current build")
