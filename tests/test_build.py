@@ -225,6 +225,7 @@ def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
         ({"store": "store/"}, set()),
         ({"batch_tokens": 64}, set()),
         ({"device": "cpu"}, set()),
+        ({"emotions_per_job": 1}, set()),
         ({"shards": 3}, {"index"}),
         ({"seed": 1}, {"release"}),  # no emotion has more examples than the cap
         ({"min_positive_score": 9}, {"release"}),

@@ -205,6 +205,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("batch_tokens", "all", "'all' is not one of the allowed values; expected auto or a number of tokens"),
     ("shards", "0", "0 is less than the minimum of 1"),
     ("shards", "1025", "1025 is greater than the maximum of 1024"),
+    ("emotions_per_job", "0", "0 is less than the minimum of 1"),
     ("shards", "two", "'two' is not of type 'integer'"),
     ("method", "magic", r"'magic' is not one of \["),
 ]

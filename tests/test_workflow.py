@@ -20,7 +20,8 @@ from safetensors import safe_open
 import tiny
 from amygdala.contract import load_readout
 from amygdala.graph import read_snapshot
-from amygdala.plan import Corpus, Rules
+from amygdala.keys import text_digest
+from amygdala.plan import Corpus, Rules, held_out_mask
 from project import Project
 from test_model_script import write_gguf
 
@@ -41,7 +42,7 @@ def sample_nodes() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project:
-    """A project after its first build: 3 emotions, layers 1 and 2 of the tiny model."""
+    """A project after its first build: 3 emotions in 2 batches, layers 1 and 2 of the tiny model."""
     project = Project.make(
         tmp_path_factory.mktemp("built") / "project",
         sample_nodes(),
@@ -49,6 +50,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project
         emotions={"select": "curated", "curated": EMOTIONS},
         max_examples_per_emotion=60,
         target_layers=[1, 2],
+        emotions_per_job=2,
     )
     first = project.build()
     release = project.path("results/.current/readout.*").name.removeprefix("readout.")
@@ -197,6 +199,19 @@ def test_one_changed_node_rebuilds_the_emotions_it_touches_and_back_is_free(proj
     assert project.bytes_of("results/readout/vectors.safetensors") == published
 
 
+def test_a_node_of_one_emotion_rebuilds_that_emotion_alone(project: Project) -> None:
+    """It names the other two, and so is no negative of theirs. The other batch, and the emotion in the same batch, stay."""
+    texts = (f"Number {n}: neither joy nor frustration today, the water lay flat all afternoon." for n in range(99))
+    text = next(text for text in texts if not held_out_mask([text_digest(text)], 0.2)[0])
+    project.write_nodes([*project.nodes(), {"key": "journal/flat-water", "text": f"{text}\ncalm:9"}])
+    done = project.build()
+    assert done.forwarded == 1
+    ends = ["Quality figures", "Overview picture", "Publish readout in results/readout", "Snapshot of graph.jsonl"]
+    own = ["Examples of calm", "Vectors of calm", "Heads of calm", "Activations of shard 0 at layers 1 2"]
+    assert Counter(job for job in done.jobs if not job.startswith("Release")) == Counter(own + ends)
+    assert sum(done.jobs.values()) == len(own + ends) + 1
+
+
 def test_a_node_in_no_example_costs_no_pass_and_no_vector(project: Project) -> None:
     vectors = project.bytes_of("store/vectors/**/*")
     project.write_nodes([*project.nodes(), {"key": "journal/short", "text": "Too short.\njoy:9"}])
@@ -225,7 +240,7 @@ def test_a_new_layer_is_captured_alone_and_old_vectors_stay(project: Project) ->
 def test_other_batches_and_shards_are_the_same_build(project: Project) -> None:
     """How the work is split is in no release key; the rows in the store serve any split."""
     release = project.path("results/.current/readout.*").name
-    project.configure(shards=2, batch_tokens=500)
+    project.configure(shards=2, batch_tokens=500, emotions_per_job=1)
     assert not project.build().jobs
     done = project.build("activations")
     assert done.forwarded == 0
@@ -342,7 +357,7 @@ def test_one_emotion_needs_no_quality_and_no_heads(tmp_path: Path, built: Projec
     subprocess.run(["rm", "-r", "store/releases", "store/quality"], cwd=project.folder, check=True)
     jobs = project.build("emotion_joy").jobs
     assert {job for job in jobs if not job.startswith("Release")} == {
-        *(f"Vectors of {emotion}" for emotion in EMOTIONS),  # its batch: one job makes up to 16 emotions
+        "Vectors of joy",  # alone in its batch
         "Publish emotion_joy in results/emotions/joy",
     }
 

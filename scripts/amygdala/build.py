@@ -21,10 +21,8 @@ from amygdala.modelinfo import Model, describe
 from amygdala.plan import Plan, Rules, make_plan
 
 LIBRARIES = ("torch", "transformers")
-# Emotions a job: starting a job costs more than one emotion's work. Which job makes a file is in no key.
-EMOTIONS_PER_JOB = 16
 # Settings that say where and how to run, not what: no key and no manifest knows them.
-RUN_ONLY = ("graph", "store", "results", "model", "device", "batch_tokens", "shards")
+RUN_ONLY = ("graph", "store", "results", "model", "device", "batch_tokens", "shards", "emotions_per_job")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Build:
         self.layers = configuration.resolve_layers(config["target_layers"], self.model.n_layers)
         self.dtype: str = self.model.dtype if config["dtype"] == "auto" else config["dtype"]
         self.emotions = sorted(self.plan.emotions)
-        self.batches = batches(self.emotions, EMOTIONS_PER_JOB)
+        self.batches = batches(self.emotions, config["emotions_per_job"])
         self._make_keys()
         self._make_selections()
 

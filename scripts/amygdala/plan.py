@@ -1,4 +1,4 @@
-"""Which emotions get a vector, and which texts are their examples (definitions in README.md, "Examples").
+"""Which emotions get a vector, and which texts are their examples (README.md, "What counts as an example").
 
 Everything here is a pure function of the snapshot and the configuration. The Snakefile needs only the Plan: hashes and counts,
 small at any size of graph; the examples job works its emotion's list out again from the snapshot.
