@@ -161,19 +161,22 @@ def capture_shard(
     return stats
 
 
-def check_unchanged(model: dict[str, Any], store: Path) -> None:
-    """UserError where a model folder is no longer what the keys were made from."""
+def check_model(model: dict[str, Any], source: str, store: Path) -> None:
+    """UserError where a model folder is no longer what the keys were made from, or a converted one is gone."""
     from amygdala.modelinfo import describe
 
     if model["kind"] == "folder" and describe(model["source"], [Path()], store).identity != model["identity"]:
         raise UserError(f"model: {model['source']} changed while snakemake was running. Run snakemake again")
+    if model["kind"] in ("embedded", "gguf") and not Path(source, "config.json").is_file():
+        Path(f"{source}.json").unlink(missing_ok=True)
+        raise UserError(f"model: the converted model {source} is gone. Run snakemake again: it is converted anew")
 
 
 if "snakemake" in globals():
     with job(snakemake, aloud=True) as say:
         params = snakemake.params
         index = Path(snakemake.output[0])
-        check_unchanged(params.model, space_of(index).parent.parent)
+        check_model(params.model, params.settings["source"], space_of(index).parent.parent)
         texts = shard_texts(snakemake.input.examples, params.shard, params.shards)
         settings = {**params.settings, "threads": snakemake.threads}
         capture_shard(texts, params.layers, index, settings, say)

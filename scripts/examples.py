@@ -1,4 +1,4 @@
-"""Snapshot to the examples of one emotion: polarity, split, digest and text."""
+"""Snapshot to examples, a file an emotion: polarity, split, digest and text."""
 
 import dataclasses
 from pathlib import Path

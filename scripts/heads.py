@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amygdala.batch import emotions_of, missing
 from amygdala.exampleset import NEGATIVE, POSITIVE, TRAIN, digests_of, read_examples
 from amygdala.files import write_json
 from amygdala.job import job
@@ -59,7 +60,7 @@ def layer_heads(positive: np.ndarray, negative: np.ndarray, layout: dict[str, An
 
 def make_heads(examples: str | Path, reader: Reader, outputs: dict[int, Path]) -> list[int]:
     """Write the head figures of those layers whose file is missing; a layer without heads says why. Returns these layers."""
-    todo = [layer for layer, path in sorted(outputs.items()) if not path.exists()]
+    todo = missing(outputs)
     sides = digests_of(read_examples(examples), TRAIN) if todo else {}
     for layer in todo:
         layout = reader.layout(layer)
@@ -75,8 +76,7 @@ def make_heads(examples: str | Path, reader: Reader, outputs: dict[int, Path]) -
 if "snakemake" in globals():
     with job(snakemake) as say:
         params, reader = snakemake.params, Reader(snakemake.input.indices)
-        for emotion, files in params.files.items():
-            outputs = dict(zip(params.layers, map(Path, files["outputs"]), strict=True))
-            done = make_heads(files["examples"], reader, outputs)
+        for emotion, examples, outputs in emotions_of(params):
+            done = make_heads(examples, reader, outputs)
             if done:
                 say(f"{emotion}: layers {done}")

@@ -1,4 +1,4 @@
-"""Activations to one emotion's vectors, a file a layer: float32 [hidden], unit length."""
+"""Activations to vectors, a file an emotion and layer: float32 [hidden], unit length."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from amygdala.batch import emotions_of, missing
 from amygdala.errors import UserError, shown
 from amygdala.exampleset import NEGATIVE, POSITIVE, TRAIN, digests_of, read_examples
 from amygdala.job import job
@@ -39,7 +40,7 @@ def unit(direction: np.ndarray, what: str) -> tuple[np.ndarray, float]:
 
 def make_vectors(emotion: str, examples: str | Path, reader: Reader, method: str, outputs: dict[int, Path]) -> list[int]:
     """Write the vectors of those layers whose file is missing; returns these layers."""
-    todo = [layer for layer, path in sorted(outputs.items()) if not path.exists()]
+    todo = missing(outputs)
     sides = digests_of(read_examples(examples), TRAIN) if todo else {}
     for layer in todo:
         positive = reader.rows(layer, RESIDUAL, sides[POSITIVE])
@@ -52,8 +53,7 @@ def make_vectors(emotion: str, examples: str | Path, reader: Reader, method: str
 if "snakemake" in globals():
     with job(snakemake) as say:
         params, reader = snakemake.params, Reader(snakemake.input.indices)
-        for emotion, files in params.files.items():
-            outputs = dict(zip(params.layers, map(Path, files["outputs"]), strict=True))
-            done = make_vectors(emotion, files["examples"], reader, params.method, outputs)
+        for emotion, examples, outputs in emotions_of(params):
+            done = make_vectors(emotion, examples, reader, params.method, outputs)
             if done:
                 say(f"{emotion}: layers {done}")

@@ -436,12 +436,12 @@ def test_model_folder_that_changed_meanwhile(tmp_path: Path, tiny_model: Path) -
         (folder / path.name).write_bytes(path.read_bytes())
     identity = describe(str(folder), [Path()], tmp_path / "store").identity
     model = {"kind": "folder", "source": str(folder), "identity": identity}
-    activations.check_unchanged(model, tmp_path / "store")
+    activations.check_model(model, model["source"], tmp_path / "store")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.125}))
     with pytest.raises(UserError, match=r"model: .* changed while snakemake was running. Run snakemake again"):
-        activations.check_unchanged(model, tmp_path / "store")
-    activations.check_unchanged({**model, "kind": "hub"}, tmp_path / "store")
+        activations.check_model(model, model["source"], tmp_path / "store")
+    activations.check_model({**model, "kind": "hub"}, "org/name", tmp_path / "store")
 
 
 def test_many_bytes_are_flushed_before_many_rows(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -495,3 +495,25 @@ def test_a_hub_config_without_a_layer_count(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"model: org/name's config\.json does not say how many layers"):
         look("org/name", tmp_path)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("damage", ['{"kind": "hub"}', "[]", "null", "{"])
+def test_a_damaged_memo_of_a_hub_model_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    answer = ("0" * 40, {"num_hidden_layers": 7, "dtype": "bfloat16"})
+    monkeypatch.setattr("amygdala.fetch.hub_commit_and_config", lambda *where: answer)
+    made = describe("org/name", [], tmp_path)
+    (memo,) = (tmp_path / "memo").iterdir()
+    memo.write_text(damage, encoding="utf-8")
+    assert describe("org/name", [], tmp_path) == made
+    assert json.loads(memo.read_text(encoding="utf-8"))["n_layers"] == 7
+
+
+@pytest.mark.parametrize("half", ["files", "identity"])
+def test_half_a_memo_of_content_is_made_again(tmp_path: Path, half: str) -> None:
+    path, memo = tmp_path / "model.gguf", tmp_path / "memo.json"
+    path.write_bytes(b"bytes")
+    os.utime(path, (1, 1))
+    right = content_identity([path], path, memo)
+    known = json.loads(memo.read_text(encoding="utf-8"))
+    memo.write_text(json.dumps({half: known[half]}), encoding="utf-8")
+    assert content_identity([path], path, memo) == right

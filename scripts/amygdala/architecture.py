@@ -46,34 +46,31 @@ def decoder_layers(model: nn.Module, n_layers: int) -> nn.ModuleList:
     return min(lists, key=lambda entry: entry[:2])[2]
 
 
-def _width_in(module: nn.Module) -> int | None:
-    if isinstance(module, nn.Linear):
-        return int(module.weight.shape[1])
-    if isinstance(module, Conv1D):
-        return int(module.weight.shape[0])
-    return None
+def _widths(module: nn.Module) -> tuple[int, int] | None:
+    """Width in and out of a linear module; GPT-2's Conv1D keeps its weight the other way round."""
+    if not isinstance(module, nn.Linear | Conv1D):
+        return None
+    first, second = module.weight.shape
+    return (second, first) if isinstance(module, nn.Linear) else (first, second)
 
 
-def _width_out(module: nn.Module) -> int | None:
-    if isinstance(module, nn.Linear):
-        return int(module.weight.shape[0])
-    if isinstance(module, Conv1D):
-        return int(module.weight.shape[1])
-    return None
+def output_projection(layer: nn.Module, hidden: int, n_heads: int | None) -> Projection | NoHeads:
+    """The attention output projection of a decoder block, head_dim from its input width (never hidden / n_heads).
 
-
-def output_projection(layer: nn.Module, hidden: int, n_heads: int) -> Projection | NoHeads:
-    """The attention output projection of a decoder block, head_dim from its input width (never hidden / n_heads)."""
-    found: list[tuple[str, nn.Module]] = []
+    n_heads: None where the model's configuration knows no attention heads.
+    """
+    if n_heads is None:
+        return NoHeads("a model without attention heads")
+    found: list[tuple[str, nn.Module, int]] = []
     for name, module in layer.named_modules():
         parent, _, last = name.rpartition(".")
         inside = "attn" in parent.lower() or "attention" in parent.lower()
-        if inside and last in PROJECTION_NAMES and _width_out(module) == hidden:
-            found.append((name, module))
+        widths = _widths(module)
+        if inside and last in PROJECTION_NAMES and widths and widths[1] == hidden:
+            found.append((name, module, widths[0]))
     if not found:
         return NoHeads("no attention output projection")
-    name, module = found[0]
-    width = _width_in(module)
-    if len(found) > 1 or not width or width % n_heads:
+    name, module, width = found[0]
+    if len(found) > 1 or width % n_heads:
         return NoHeads(f"{len(found)} candidates for the output projection; {name} reads {width} values for {n_heads} heads")
     return Projection(module, n_heads, width // n_heads)

@@ -21,9 +21,5 @@ def convert_gguf(gguf_file: Path, folder: Path, dtype: str) -> None:
         )
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise UserError(f"model: {gguf_file} cannot be converted: {str(error).strip().splitlines()[0]}") from None
-    # save_pretrained refuses while the model still says that it is quantized
-    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
-        if hasattr(owner, name):
-            delattr(owner, name)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -85,8 +85,8 @@ def content_identity(paths: list[Path], root: Path, memo: Path) -> str:
     """`sha256:…` over names (relative to `root`) and bytes of files; remembered in `memo` against path, size and mtime."""
     stamp = _stamp(paths)
     known = recall(memo)
-    if isinstance(known, dict) and known.get("files") == stamp:
-        return str(known["identity"])
+    if isinstance(known, dict) and known.get("files") == stamp and isinstance(known.get("identity"), str):
+        return known["identity"]
     if len(paths) == 1 and paths[0] == root:
         identity = f"sha256:{sha256_file(root)}"
     else:
@@ -137,7 +137,7 @@ def _gguf(path: Path, memo: Path) -> Model:
         return Model("gguf", str(path), identity, EMBEDDED_LAYERS, "bf16")
     counted = memo.with_suffix(".layers.json")
     known = recall(counted)
-    if not (isinstance(known, dict) and known.get("identity") == identity):
+    if not (isinstance(known, dict) and known.get("identity") == identity and type(known.get("n_layers")) is int):
         known = {"identity": identity, "n_layers": _gguf_layers(path)}
         remember(counted, known)
     return Model("gguf", str(path), identity, known["n_layers"], "bf16")
@@ -157,7 +157,7 @@ def _gguf_layers(path: Path) -> int:
 def _hub(repository: str, revision: str | None, memo: Path) -> Model:
     """A hub model by its commit, looked up once and remembered; config.json comes with it."""
     known = recall(memo)
-    if not isinstance(known, dict):
+    if not isinstance(known, dict) or known.keys() != Model.__dataclass_fields__.keys():
         from amygdala.fetch import hub_commit_and_config
 
         commit, config = hub_commit_and_config(repository, revision)

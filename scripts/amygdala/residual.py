@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -176,9 +175,8 @@ class Capture:
         config = text_config(self.model.config)
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         blocks = decoder_layers(self.model, self.layers[-1] + 1)
-        self.projections = {
-            layer: output_projection(blocks[layer], config.hidden_size, config.num_attention_heads) for layer in self.layers
-        }
+        n_heads = getattr(config, "num_attention_heads", None)
+        self.projections = {layer: output_projection(blocks[layer], config.hidden_size, n_heads) for layer in self.layers}
         self._weights: torch.Tensor | None = None
         self._captured = Captured()
         self._hooks = []
@@ -252,10 +250,6 @@ class Capture:
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
-
-
-def to_numpy(rows: torch.Tensor) -> np.ndarray:
-    return rows.to("cpu").numpy()
 
 
 def set_threads(threads: int) -> None:

@@ -123,9 +123,6 @@ class Mapped:
         except (struct.error, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             raise DamagedError(f"unreadable ({type(error).__name__}: {error})") from None
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._entries
-
     def array(self, name: str) -> np.ndarray:
         """The tensor `name` as a read-only memory map."""
         try:
@@ -180,7 +177,7 @@ class Held:
 
 
 def held_rows(space: str | Path, layer: int, say: Any = lambda line: None) -> Held:
-    """Look through a layer's segments. DamagedError ones are set aside and named through `say`; their rows count as missing."""
+    """Look through a layer's segments. Damaged ones are set aside and named through `say`; their rows count as missing."""
     held = Held({}, {}, {}, {})
     for path in sorted(layer_folder(space, layer).glob("*.safetensors")):
         try:
