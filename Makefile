@@ -3,6 +3,7 @@ PYTHON ?= python3
 CORES ?= all
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+SERVERS := tests/servers/node_modules/.installed
 
 .DEFAULT_GOAL := readout
 .PHONY: readout test check clean
@@ -10,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 readout: $(INSTALLED)
 	$(VENV)/bin/snakemake --cores $(CORES)
 
-test: check
+test: check $(SERVERS)
 	$(VENV)/bin/pytest
 
 check: $(INSTALLED)
@@ -27,5 +28,9 @@ $(INSTALLED): requirements.txt
 	$(VENV)/bin/pip install --disable-pip-version-check --quiet --requirement requirements.txt
 	touch $@
 
+# The reference memory server and a gateway, which tests run; without npm those tests skip and say so.
+$(SERVERS): tests/servers/package-lock.json
+	if command -v npm >/dev/null; then npm ci --prefix tests/servers --ignore-scripts --no-audit --no-fund --silent && touch $@; fi
+
 clean:
-	rm -rf $(VENV) .snakemake logs
+	rm -rf $(VENV) .snakemake logs tests/servers/node_modules

@@ -14,21 +14,28 @@ if Path("config.yaml").exists():
 
 
 include: "rules/common.smk"
-include: "rules/graph.smk"
-include: "rules/examples.smk"
-include: "rules/model.smk"
-include: "rules/activations.smk"
-include: "rules/vectors.smk"
-include: "rules/heads.smk"
-include: "rules/quality.smk"
-include: "rules/readout.smk"
+include: "rules/refresh.smk"
+
+
+if build is not None:
+
+    include: "rules/graph.smk"
+    include: "rules/examples.smk"
+    include: "rules/model.smk"
+    include: "rules/activations.smk"
+    include: "rules/vectors.smk"
+    include: "rules/heads.smk"
+    include: "rules/quality.smk"
+    include: "rules/readout.smk"
+    include: "rules/changes.smk"
 
 
 localrules:
     all,
+    refresh,
 
 
 rule all:
     default_target: True
     input:
-        get_published("readout"),
+        get_final_output(),

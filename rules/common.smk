@@ -5,16 +5,28 @@ from snakemake.logging import logger
 
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
-from amygdala.build import Build
+from amygdala.build import Build, can_refresh
 from amygdala.errors import UserError
 from amygdala.plan import warnings_of
 
-try:
-    build = Build(config, Path(workflow.basedir), workflow.configfiles)
-except UserError as error:
-    raise WorkflowError(str(error)) from None
 
-if workflow.is_main_process:
+def tell(line):
+    if workflow.is_main_process:
+        logger.info(line)
+
+
+# A graph that was not fetched yet, or that cannot be built, is no hindrance to fetching it. (Targets are known to the command line
+# alone while rules are read; a job names its target with a colon behind.)
+is_refresh = any(word.rstrip(":") == "refresh" for word in sys.argv[1:])
+build = None
+try:
+    build = Build(config, Path(workflow.basedir), workflow.configfiles, tell)
+except UserError as error:
+    if not (is_refresh and can_refresh(config, Path(workflow.basedir))):
+        raise WorkflowError(str(error)) from None
+
+
+if build is not None and workflow.is_main_process:
     for line in warnings_of(build.plan, build.rules):
         logger.warning(f"warning: {line}")
 
@@ -22,6 +34,10 @@ if workflow.is_main_process:
 wildcard_constraints:
     key="[0-9a-f]{16}",
     shard="[0-9]+",
+
+
+def get_final_output():
+    return get_published("readout") if build is not None else []
 
 
 def is_forced():
@@ -120,7 +136,7 @@ def get_snapshot(emotions):
 
 
 def get_graph(wildcards):
-    return unless_stored([build.snapshot], [build.graph])
+    return unless_stored([build.snapshot], build.current.graph.inputs)
 
 
 def get_model_file(wildcards):
@@ -217,6 +233,15 @@ def get_vector_files(wildcards):
         emotion: dict(zip(chosen.layers, build.vectors(emotion, chosen.layers)))
         for emotion in chosen.emotions
     }
+
+
+def get_built_files():
+    """{emotion: its vectors and head figures}"""
+    return {emotion: [*build.vectors(emotion), *build.heads(emotion)] for emotion in build.emotions}
+
+
+def get_all_counts():
+    return {emotion: facts["counts"] for emotion, facts in build.plan.emotions.items()}
 
 
 def get_counts(wildcards):

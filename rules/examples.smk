@@ -14,6 +14,7 @@ for number, emotions in enumerate(build.batches):
             "../envs/light.yaml"
         params:
             rules=build.rules.ingredients(),
+            index=build.index_settings(),
             files=get_batch_files(emotions, get_example_files),
             names=get_batch_names(emotions, get_example_files),
         message:

@@ -8,8 +8,9 @@ rule snapshot:
     conda:
         "../envs/light.yaml"
     params:
-        graph=build.graph,
-        sha256=build.graph_sha256,
+        graph=build.current.graph.title,
+        settings=build.graph_settings(),
+        store=build.store,
     message:
         "Snapshot of {params.graph}"
     script:

@@ -9,6 +9,7 @@ import numpy as np
 
 from amygdala.errors import UserError, shown
 from amygdala.exampleset import read_examples, shard_of
+from amygdala.files import remember
 from amygdala.job import job
 from amygdala.progress import Progress
 from amygdala.segments import Held, Rows, held_rows, space_of, write_index, write_segment
@@ -141,10 +142,14 @@ def capture_shard(
         device = residual.pick_device(settings["device"])
         say(f"loading layers 0 to {lacking[-1]} on {device.type} in {settings['dtype']} for layers {list(lacking)}")
         chosen = {digest: texts[digest] for digest in digests}
+        start = time.monotonic()
         with residual.Capture(
             settings["source"], settings["revision"], lacking, settings["dtype"], settings["pooling"], device
         ) as capture:
+            load_s = time.monotonic() - start
             done = forward(chosen, capture, space, settings, say, flush_rows)
+        chars = sum(map(len, chosen.values()))
+        remember(space / "rate.json", rate_of(chars, done, load_s, device.type))
         stats["forwarded_texts"] += done["texts"]
         stats["forwarded_tokens"] += done["tokens"]
         stats["seconds"] += done["seconds"]
@@ -159,6 +164,16 @@ def capture_shard(
     if stats["cut_texts"]:
         say(f"warning: {stats['cut_texts']} texts were cut to max_tokens")
     return stats
+
+
+def rate_of(chars: int, done: dict[str, Any], load_s: float, device: str) -> dict[str, Any]:
+    """What an estimate of a later capture goes by: characters a token, tokens a second, seconds to load the model."""
+    return {
+        "chars_per_token": chars / max(done["tokens"], 1),
+        "tokens_per_s": done["tokens"] / max(done["seconds"], 1e-3),
+        "load_s": round(load_s, 3),
+        "device": device,
+    }
 
 
 def check_model(model: dict[str, Any], source: str, store: Path) -> None:

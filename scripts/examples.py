@@ -1,35 +1,54 @@
-"""Snapshot to examples, a file an emotion: polarity, split, digest and text."""
+"""Snapshot to examples, a file an emotion: polarity, split, digest, text, and the scenarios of paired stories."""
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
-from amygdala.exampleset import count_examples
+from amygdala.errors import UserError
+from amygdala.exampleset import Example, count_examples
 from amygdala.files import write_json
-from amygdala.graph import read_snapshot
+from amygdala.graph import node_at
 from amygdala.job import job
 from amygdala.plan import Corpus, Rules
+from amygdala.snapshots import index_beside
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 
-def make_examples(corpus: Corpus, emotion: str, output: str | Path) -> dict[str, dict[str, int]]:
+def examples_of(corpus: Corpus, emotion: str, snapshot: BinaryIO) -> list[Example]:
+    """The emotion's examples: positives, then negatives, each in order of digest, their texts read from the open snapshot.
+
+    UserError where a text is not the one that the index knows.
+    """
+    index, scenarios = corpus.index, corpus.scenarios()
+    found = []
+    for role in corpus.roles(emotion):
+        try:
+            node = node_at(snapshot, int(index.offsets[role.row]), int(index.sizes[role.row]))
+            digest = node.digest
+        except (ValueError, KeyError):
+            digest = ""
+        if digest != role.digest:
+            raise UserError(f"{snapshot.name} is damaged: delete it and run snakemake again, it will be rebuilt")
+        found.append(Example(role.digest, role.polarity, role.split, node.text, scenarios.get(role.row, [])))
+    return found
+
+
+def make_examples(corpus: Corpus, emotion: str, snapshot: BinaryIO, output: str | Path) -> dict[str, dict[str, int]]:
     """Write the examples of `emotion`; returns their counts {split: {polarity: number}}."""
-    examples = corpus.examples(emotion)
+    examples = examples_of(corpus, emotion, snapshot)
     counts = count_examples(examples)
     write_json(output, {"emotion": emotion, "counts": counts, "examples": [dataclasses.asdict(e) for e in examples]})
     return counts
 
 
-def rules_from(params: Any) -> Rules:
-    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in dict(params).items()}
-    return Rules(**settings)
-
-
 if "snakemake" in globals():
     with job(snakemake) as say:
-        corpus = Corpus(read_snapshot(snakemake.input[0]), rules_from(snakemake.params.rules))
-        for emotion, files in snakemake.params.files.items():
-            if not Path(files["outputs"][0]).exists():
-                say(f"{emotion}: {make_examples(corpus, emotion, files['outputs'][0])}")
+        beside = snakemake.params.index
+        index = index_beside(beside["path"], snakemake.input[0], beside["facts"], beside["looked_for"])
+        corpus = Corpus(index, Rules.from_params(snakemake.params.rules))
+        with open(snakemake.input[0], "rb") as snapshot:
+            for emotion, files in snakemake.params.files.items():
+                if not Path(files["outputs"][0]).exists():
+                    say(f"{emotion}: {make_examples(corpus, emotion, snapshot, files['outputs'][0])}")

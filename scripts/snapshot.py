@@ -1,32 +1,40 @@
-"""Graph file to snapshot: canonical nodes (key, digest, scores, text without its tag lines), sorted by key."""
+"""Graph sources to snapshot: canonical nodes (source, key, digest, scores, text without its tag lines), sorted by source and
+key.
+"""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amygdala.errors import UserError
-from amygdala.files import write_text
-from amygdala.graph import read_graph, read_nodes, snapshot_lines
+from amygdala.files import whole
+from amygdala.graph import snapshot_line
 from amygdala.job import job
+from amygdala.sources import Graph
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 
-def make_snapshot(graph: str | Path, expected_sha256: str, output: str | Path) -> int:
-    """Write the snapshot of `graph`; returns the number of nodes.
+def make_snapshot(settings: Mapping[str, Any], store: str | Path, output: str | Path) -> int:
+    """Write the snapshot of the sources; returns the number of nodes.
 
-    UserError where the graph's bytes are no longer those that the plan was made from: a file under a key that promises
-    other content would be a silent mistake for ever.
+    settings: graph, snapshot and bad_nodes of the configuration; home: amygdala's folder; identity: what the plan was made
+    from. UserError where the sources' bytes are no longer those: a file under a key that promises other content would be a
+    silent mistake for ever.
     """
-    data, sha256 = read_graph(graph)
-    if sha256 != expected_sha256:
-        raise UserError(f"{graph} changed while snakemake was running; nothing was written. Run snakemake again")
-    nodes = read_nodes(data, str(graph))
-    write_text(output, "".join(snapshot_lines(nodes)))
+    base = [Path(), Path(settings["home"])]
+    graph = Graph(settings, base, Path(store))
+    nodes, _ = graph.nodes()
+    for state in (graph, Graph(settings, base, Path(store))):  # before and after reading
+        if state.identity != settings["identity"]:
+            raise UserError(f"{graph.title} changed while snakemake was running; nothing was written. Run snakemake again")
+    with whole(output) as temporary, open(temporary, "wb") as file:
+        file.writelines(map(snapshot_line, nodes))
     return len(nodes)
 
 
 if "snakemake" in globals():
     with job(snakemake) as say:
-        count = make_snapshot(snakemake.input[0], snakemake.params.sha256, snakemake.output[0])
+        count = make_snapshot(snakemake.params.settings, snakemake.params.store, snakemake.output[0])
         say(f"{count} nodes")

@@ -1,96 +1,24 @@
-"""The build: which keys a change moves and which it leaves, paths in the store, the plan's memo, messages."""
+"""The build: which keys a change moves and which it leaves."""
 
 from __future__ import annotations
 
-import copy
-import json
-import math
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import amygdala.build
-from amygdala.build import Build
+import amygdala.snapshots
 from amygdala.errors import UserError
-from amygdala.plan import held_out_mask
-from tiny import REPOSITORY
-
-EMOTIONS = ("calm", "grief", "joy")
-LIBRARIES = ("torch", "transformers", "scikit-learn", "numpy")
-Nodes = list[dict[str, str]]
-
-
-def text_of(number: int, word: str = "an ordinary") -> str:
-    return f"Entry {number} of the journal tells of {word} afternoon by the sea."
-
-
-def held_out(text: str) -> bool:
-    from hashlib import sha256
-
-    return bool(held_out_mask([sha256(text.encode()).hexdigest()[:32]], 0.2)[0])
-
-
-def make_nodes() -> Nodes:
-    """60 nodes: 20 positives of each emotion, which are negatives of the two others."""
-    return [{"key": f"node/{i:02d}", "text": f"{text_of(i)}\n{EMOTIONS[i % 3]}:9"} for i in range(60)]
-
-
-def first(split: bool, emotion: str) -> int:
-    """The first node tagged with the emotion whose text is held out, or is not."""
-    return next(i for i in range(60) if EMOTIONS[i % 3] == emotion and held_out(text_of(i)) == split)
-
-
-def write_graph(path: Path, nodes: Nodes) -> Path:
-    path.write_text("".join(json.dumps(node) + "\n" for node in nodes), encoding="utf-8")
-    return path
+from amygdala.graph import RawNode
+from amygdala.sources import live_lines, sources_of
+from builds import EMOTIONS, Nodes, changed, first, held_out, keys_of, make_build, make_config, make_nodes, text_of, write_graph
 
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The repository's configuration with a small graph and a copy of the tiny model, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    settings: dict[str, Any] = yaml.safe_load((REPOSITORY / "config.yaml").read_text(encoding="utf-8"))
-    settings["emotions"]["min_positives"] = 5
-    write_graph(tmp_path / "graph.jsonl", make_nodes())
-    shutil.copytree(tiny_model, tmp_path / "model")
-    return {**settings, "graph": "graph.jsonl", "model": "model", "min_examples": 2, "target_layers": [1, 2]}
-
-
-def make_build(config: dict[str, Any], **overrides: Any) -> Build:
-    return Build(copy.deepcopy({**config, **overrides}), REPOSITORY)
-
-
-def keys_of(build: Build) -> dict[str, Any]:
-    keys: dict[str, Any] = {
-        "snapshot": build.snapshot_key,
-        "model": build.model_key,
-        "space": build.space_key,
-        "index": build.index_keys,
-        "quality": build.quality_key,
-        "release": build.selections["readout"].key,
-    }
-    for stage, by_emotion in (("examples", build.example_keys), ("vectors", build.vector_keys), ("heads", build.head_keys)):
-        keys.update({f"{stage} {emotion}": value for emotion, value in by_emotion.items()})
-    return keys
-
-
-def changed(before: Build, after: Build) -> set[str]:
-    """The names of the keys that differ, a stage alone where all its emotions do."""
-    one, two = keys_of(before), keys_of(after)
-    names = {name for name in one.keys() | two.keys() if one.get(name) != two.get(name)}
-    for stage in ("examples", "vectors", "heads"):
-        every = {f"{stage} {emotion}" for emotion in EMOTIONS}
-        if every <= names:
-            names = names - every | {stage}
-    return names
-
-
-ALL_ROWS = {"space", "index", "vectors", "heads", "quality", "release"}
+    return make_config(tmp_path, tiny_model, monkeypatch)
 
 
 def with_nodes(config: dict[str, Any], nodes: Nodes) -> set[str]:
@@ -105,6 +33,7 @@ def test_the_fixture_covers_each_stage(config: dict[str, Any]) -> None:
     assert build.layers == [1, 2]
     held = sum(held_out(text_of(i)) for i in range(60))
     assert 0 < held < 60
+    assert build.plan.graph["near_duplicates"] == {"texts": 0, "groups": 0, "moved_to_train": 0}
     for emotion in EMOTIONS:
         mine = [i for i in range(60) if EMOTIONS[i % 3] == emotion]
         others = [i for i in range(60) if EMOTIONS[i % 3] != emotion]
@@ -124,6 +53,9 @@ def test_the_same_sources_give_the_same_keys(config: dict[str, Any]) -> None:
     before = make_build(config)
     shutil.rmtree(config["store"])
     assert changed(before, make_build(config)) == set()
+
+
+ALL_ROWS = {"space", "index", "vectors", "heads", "quality", "release"}
 
 
 # A change of the graph
@@ -199,6 +131,39 @@ def test_a_tag_renamed_moves_no_other_emotion(config: dict[str, Any]) -> None:
     assert after.index_keys == before.index_keys
 
 
+def test_a_tag_renamed_to_an_alias_moves_no_emotion(config: dict[str, Any]) -> None:
+    config["emotions"]["aliases"] = {"delight": "joy", "glee": "joy"}
+    nodes = make_nodes()
+    for number, node in enumerate(nodes):
+        if number % 2:
+            node["text"] = node["text"].replace("joy:9", "Delight:9")
+    assert any("Delight" in node["text"] for node in nodes)
+    assert with_nodes(config, nodes) == {"snapshot", "release"}
+
+
+def test_a_mention_of_an_alias_is_one_of_the_emotion(config: dict[str, Any]) -> None:
+    before = make_build(config)
+    nodes = make_nodes()
+    number = first(False, "calm")
+    nodes[number]["text"] = f"{text_of(number, 'a gleeful')}\ncalm:9"
+    write_graph(Path("graph.jsonl"), nodes)
+    emotions = {**config["emotions"], "aliases": {"gleeful": "joy"}}
+    after = make_build(config, emotions=emotions)
+    counts = [build.plan.emotions["joy"]["counts"] for build in (before, after)]
+    negatives = [sum(sides["negative"] for sides in each.values()) for each in counts]
+    assert negatives == [40, 39]
+
+
+def test_a_near_duplicate_brings_a_held_out_text_into_training(config: dict[str, Any]) -> None:
+    number = first(True, "joy")
+    twins = (f"{text_of(number)[:-1]}{end}" for end in ("!", "?", "…", "; ", ")", "]", ", ", ":", "-", "'"))
+    twin = next(text for text in twins if not held_out(text))
+    # it carries all three emotions below their thresholds: an example of none
+    moved = with_nodes(config, [*make_nodes(), {"key": "twin", "text": f"{twin}\njoy:1 calm:1 grief:1"}])
+    assert moved == {"snapshot", "examples", "vectors", "heads", "quality", "release"}
+    assert make_build(config).facts()["snapshot"]["near_duplicates"] == {"texts": 2, "groups": 1, "moved_to_train": 1}
+
+
 def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
     before = make_build(config)
     write_graph(Path("graph.jsonl"), make_nodes()[:-9])
@@ -229,6 +194,9 @@ def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
         ({"shards": 3}, {"index"}),
         ({"seed": 1}, {"release"}),  # no emotion has more examples than the cap
         ({"min_positive_score": 9}, {"release"}),
+        ({"snapshot": "elsewhere.jsonl"}, set()),  # no live source is built from it
+        ({"max_lost_nodes": 0.1}, set()),
+        ({"bad_nodes": "skip"}, {"snapshot", "release"}),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -319,6 +287,61 @@ def test_the_same_graph_elsewhere(config: dict[str, Any]) -> None:
     assert changed(before, make_build(config, graph="other/mine.jsonl")) == set()
 
 
+# A change of the sources
+
+
+def test_a_path_and_a_file_source_are_one(config: dict[str, Any]) -> None:
+    before = make_build(config)
+    source = {"source": "file", "path": "graph.jsonl"}
+    for graph in (source, [source], ["graph.jsonl"], {**source, "name": "file"}):
+        assert changed(before, make_build(config, graph=graph)) == set()
+    assert changed(before, make_build(config, graph={**source, "name": "notes"})) == {"snapshot", "release"}
+    assert changed(before, make_build(config, graph={**source, "time": "when"})) == {"snapshot", "release"}
+
+
+def test_several_sources_are_one_graph(config: dict[str, Any]) -> None:
+    before = make_build(config)
+    write_graph(Path("a.jsonl"), make_nodes()[:31])
+    write_graph(Path("b.jsonl"), make_nodes()[31:])
+    a, b = ({"source": "file", "name": name, "path": f"{name}.jsonl"} for name in "ab")
+    after = make_build(config, graph=[a, b])
+    assert changed(before, after) == {"snapshot", "release"}
+    assert after.facts()["snapshot"]["sources"] == {"a": 31, "b": 29}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"timeout_s": 5}, set()),
+        ({"token_env": "TOKEN"}, set()),
+        ({"max_nodes": 70}, set()),
+        ({"name": "web"}, None),
+        ({"url": "https://example.org/other"}, None),
+    ],
+    ids=str,
+)
+def test_a_live_source_is_built_from_its_snapshot(
+    config: dict[str, Any], change: dict[str, Any], expected: set[str] | None
+) -> None:
+    """What says how to fetch moves nothing; another definition asks for another snapshot."""
+    source = {"source": "http", "url": "https://example.org/nodes"}
+    fetched = {"http": (sources_of(source)[0], [RawNode(each["key"], each["text"]) for each in make_nodes()])}
+    config["snapshot"] = "fetched.jsonl"
+    Path("fetched.jsonl").write_text(live_lines(fetched), encoding="utf-8")
+    local, before = make_build(config), make_build(config, graph=source)
+    assert changed(local, before) == {"snapshot", "release"}
+    if expected is None:
+        with pytest.raises(UserError, match="snakemake --cores 1 refresh"):
+            make_build(config, graph={**source, **change})
+    else:
+        assert changed(before, make_build(config, graph={**source, **change})) == expected
+    shutil.copy("fetched.jsonl", "moved.jsonl")
+    assert changed(before, make_build(config, graph=source, snapshot="moved.jsonl")) == set()
+    node = RawNode("short", "Too short.\njoy:9")
+    Path("fetched.jsonl").write_text(live_lines({"http": (fetched["http"][0], [*fetched["http"][1], node])}), encoding="utf-8")
+    assert changed(before, make_build(config, graph=source)) == {"snapshot", "release"}
+
+
 # A change of the code and of the libraries
 
 
@@ -327,6 +350,7 @@ def test_the_same_graph_elsewhere(config: dict[str, Any]) -> None:
     [
         ("snapshot", {"snapshot", "release"}),
         ("amygdala.plan", set()),
+        ("amygdala.corpus", set()),  # the index is made anew under another name
         ("examples", {"examples", "quality", "release"}),
         ("amygdala.convert", {"model"}),  # a folder is not converted
         ("activations", ALL_ROWS),
@@ -342,7 +366,8 @@ def test_the_code_of_a_stage_changes(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, entry: str, expected: set[str]
 ) -> None:
     before, original = make_build(config), amygdala.build.code
-    monkeypatch.setattr(amygdala.build, "code", lambda name: "other" if name == entry else original(name))
+    for module in (amygdala.build, amygdala.snapshots):
+        monkeypatch.setattr(module, "code", lambda name: "other" if name == entry else original(name))
     assert changed(before, make_build(config)) == expected
 
 
@@ -375,255 +400,3 @@ def test_the_rows_of_a_converted_model_depend_on_its_conversion(
     else:
         monkeypatch.setattr(amygdala.build, "version", lambda name: "0.1" if name == "torch" else version(name))
     assert changed(before, make_build(config)) == ALL_ROWS | {"model"}
-
-
-# The plan's memo
-
-
-def plan_memo() -> Path:
-    (memo,) = Path("store/memo").glob("plan.*.json")
-    return memo
-
-
-def refuse(*_: Any, **__: Any) -> Any:
-    raise AssertionError("the plan was made again")
-
-
-def test_the_plan_is_made_once(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    before = make_build(config)
-    monkeypatch.setattr(amygdala.build, "make_plan", refuse)
-    monkeypatch.setattr(amygdala.build, "read_nodes", refuse)
-    after = make_build(config)
-    assert changed(before, after) == set()
-    assert after.plan == before.plan
-    assert after.releases == before.releases
-    assert after.facts() == before.facts()
-
-
-@pytest.mark.parametrize(
-    "change", [{"min_positive_score": 7}, {"shards": 2}, {"seed": 5}, {"min_content_chars": 41}, {"held_out": 0.3}], ids=str
-)
-def test_the_plan_is_made_again_for_other_settings(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
-) -> None:
-    make_build(config)
-    monkeypatch.setattr(amygdala.build, "make_plan", refuse)
-    with pytest.raises(AssertionError, match="made again"):
-        make_build(config, **change)
-
-
-@pytest.mark.parametrize("change", ["graph", "code"])
-def test_the_plan_is_made_again_for_another_graph_or_code(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
-    make_build(config)
-    original = amygdala.build.code
-    if change == "graph":
-        write_graph(Path("graph.jsonl"), make_nodes()[:-1])
-    else:
-        monkeypatch.setattr(amygdala.build, "code", lambda name: "other" if name == "amygdala.plan" else original(name))
-    monkeypatch.setattr(amygdala.build, "make_plan", refuse)
-    with pytest.raises(AssertionError, match="made again"):
-        make_build(config)
-
-
-def drop_a_field(text: str) -> str:
-    plan = json.loads(text)
-    del plan["plan"]["shards"]
-    return json.dumps(plan)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: "",
-        lambda text: text[: len(text) // 2],
-        lambda text: "[1, 2]",
-        lambda text: "null",
-        lambda text: "{}",
-        lambda text: "\x00" * 64,
-        drop_a_field,
-        lambda text: text.replace('"texts"', '"more"'),
-    ],
-    ids=["empty", "half", "list", "null", "object", "zeros", "field missing", "field renamed"],
-)
-def test_a_damaged_memo_is_made_again(config: dict[str, Any], damage: Callable[[str], str]) -> None:
-    before = make_build(config)
-    text = plan_memo().read_text(encoding="utf-8")
-    plan_memo().write_text(damage(text), encoding="utf-8")
-    assert changed(before, make_build(config)) == set()
-    assert plan_memo().read_text(encoding="utf-8") == text
-
-
-def test_a_memo_that_is_a_folder_is_no_error(config: dict[str, Any]) -> None:
-    before = make_build(config)
-    memo = plan_memo()
-    memo.unlink()
-    memo.mkdir()
-    assert changed(before, make_build(config)) == set()
-
-
-def test_a_store_that_cannot_be_written_is_no_error(config: dict[str, Any]) -> None:
-    before = make_build(config)
-    Path("file").touch()
-    after = make_build(config, store="file/store")
-    assert changed(before, after) == set()
-    assert after.snapshot.startswith("file/store/snapshots/")
-
-
-def test_a_store_on_a_read_only_disk_is_no_error(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-
-    def read_only(*_: Any) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(os, "replace", read_only)
-    make_build(config)
-    assert list(Path("store").rglob("*.*")) == []  # nothing half written is left
-
-
-# Messages
-
-
-@pytest.mark.parametrize(("layers", "wrong"), [([4], 4), ([0, 1, 17], 17), ([0.5, 4], 4)])
-def test_a_layer_beyond_the_model(config: dict[str, Any], layers: list[int | float], wrong: int) -> None:
-    with pytest.raises(UserError, match=rf"target_layers: layer {wrong} is beyond the model, which has layers 0 to 3"):
-        make_build(config, target_layers=layers)
-
-
-def test_depths_and_indices_become_layers(config: dict[str, Any]) -> None:
-    assert make_build(config, target_layers=[0.0, 0.5, 1.0, 2]).layers == [0, 2, 3]
-    assert changed(make_build(config, target_layers=[2, 1]), make_build(config)) == {"release"}
-
-
-def test_a_missing_graph(config: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        make_build(config, graph="nowhere.jsonl")
-    assert str(caught.value) == f"graph: no such file: nowhere.jsonl or {REPOSITORY / 'nowhere.jsonl'}"
-    with pytest.raises(UserError) as caught:
-        make_build(config, graph=str(tmp_path / "nowhere.jsonl"))
-    assert str(caught.value) == f"graph: no such file: {tmp_path / 'nowhere.jsonl'}"
-
-
-def test_a_graph_that_is_a_folder(config: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"graph: cannot read model: Is a directory.*`graph:`"):
-        make_build(config, graph="model")
-
-
-def test_the_graph_of_the_working_folder_goes_first(config: dict[str, Any]) -> None:
-    Path("resources").mkdir()
-    write_graph(Path("resources/graph.jsonl"), make_nodes())
-    assert make_build(config, graph="resources/graph.jsonl").plan.nodes == 60
-    Path("resources/graph.jsonl").unlink()
-    assert make_build(config, graph="resources/graph.jsonl").plan.nodes > 60
-
-
-def test_the_line_of_a_damaged_graph_is_named(config: dict[str, Any]) -> None:
-    Path("graph.jsonl").write_text('{"key": "a", "text": "b"}\n{"key": \n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"graph\.jsonl:2: not a line of JSON"):
-        make_build(config)
-
-
-def test_a_wrong_setting_is_told_with_its_key(config: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"'pooling'.*'median'"):
-        make_build(config, pooling="median")
-    with pytest.raises(UserError, match=r"unknown key 'poling'.*Did you mean 'pooling'"):
-        make_build(config, poling="mean")
-
-
-# What the manifest says, and paths
-
-
-def test_facts_hold_no_path_and_no_environment(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_test")
-    monkeypatch.setenv("USER", "somebody_of_the_test")
-    build = make_build(
-        config, graph=str(tmp_path / "graph.jsonl"), store=str(tmp_path / "store"), model=str(tmp_path / "model")
-    )
-    facts = json.dumps(build.facts())
-    for private in (str(tmp_path), str(tmp_path.parent), str(REPOSITORY), "hf_secret_of_the_test", "somebody_of_the_test"):
-        assert private not in facts
-    assert "graph.jsonl" not in facts
-    assert not build.facts()["config"].keys() & {"graph", "store", "results", "model", "device", "batch_tokens", "shards"}
-    assert "/" not in facts
-
-
-def test_facts_say_where_the_numbers_come_from(config: dict[str, Any]) -> None:
-    from hashlib import sha256
-
-    build = make_build(config, emotions={**config["emotions"], "exclude": ["grief"]})
-    facts = build.facts()
-    assert facts["model"] == {"kind": "folder", "name": "model", "identity": build.model.identity, "dtype": "fp32"}
-    assert facts["snapshot"]["graph_sha256"] == sha256(Path("graph.jsonl").read_bytes()).hexdigest()
-    assert facts["snapshot"]["nodes"] == 60
-    assert facts["emotions_left_out"] == {"grief": "excluded by the configuration"}
-    assert facts["config"]["target_layers"] == [1, 2]
-    assert facts["keys"] == {"activations": build.space_key, "quality": build.quality_key}
-    assert set(facts["versions"]) == set(LIBRARIES)
-
-
-def test_selections(config: dict[str, Any]) -> None:
-    build = make_build(config)
-    found = {target: (chosen.folder, chosen.emotions, chosen.layers) for target, chosen in build.selections.items()}
-    assert found == {
-        "readout": ("readout", EMOTIONS, (1, 2)),
-        **{f"emotion_{emotion}": (f"emotions/{emotion}", (emotion,), (1, 2)) for emotion in EMOTIONS},
-        **{f"layer_{layer}": (f"layers/{layer}", EMOTIONS, (layer,)) for layer in (1, 2)},
-    }
-    assert len({chosen.key for chosen in build.selections.values()}) == 6
-    assert build.releases == {chosen.key: chosen for chosen in build.selections.values()}
-
-
-def test_paths_carry_the_keys(config: dict[str, Any]) -> None:
-    build = make_build(config, store="shared/store/")
-    vector, head, example = build.vector_keys["joy"], build.head_keys["joy"], build.example_keys["joy"]
-    assert build.snapshot == f"shared/store/snapshots/{build.snapshot_key}.jsonl"
-    assert build.examples("joy") == f"shared/store/examples/joy.{example}.json"
-    folder = f"shared/store/vectors/joy.{vector}"
-    assert build.vectors("joy") == [f"{folder}/layer_001.safetensors", f"{folder}/layer_002.safetensors"]
-    assert build.vectors("joy", [2]) == [f"{folder}/layer_002.safetensors"]
-    assert build.heads("joy") == [f"shared/store/heads/joy.{head}/layer_00{layer}.json" for layer in (1, 2)]
-    assert build.indices == [f"shared/store/activations/{build.space_key}/index/shard_0.{build.index_keys[0]}.safetensors"]
-    chosen = build.selections["readout"]
-    assert build.release(chosen) == [
-        f"shared/store/releases/{chosen.key}/vectors.safetensors",
-        f"shared/store/releases/{chosen.key}/manifest.json",
-    ]
-    assert build.marker(chosen) == f"results/.current/readout.{chosen.key}"
-    assert build.quality == f"shared/store/quality/{build.quality_key}.json"
-    assert build.model_ready == f"shared/store/models/{build.model_key}.json"
-
-
-@pytest.mark.parametrize("number", [1, 2, 15, 16, 17, 31, 32, 33, 200, 1000])
-def test_batches_hold_each_emotion_once_in_few_even_lists(number: int) -> None:
-    emotions = [f"e{n:04d}" for n in range(number)]
-    made = amygdala.build.batches(emotions, 16)
-    assert [emotion for batch in made for emotion in batch] == emotions
-    assert len(made) == math.ceil(number / 16)
-    sizes = {len(batch) for batch in made}
-    assert max(sizes) <= 16 and max(sizes) - min(sizes) <= 1
-
-
-def test_what_the_capture_loads(config: dict[str, Any], tmp_path: Path) -> None:
-    build = make_build(config, batch_tokens=64, device="cpu")
-    assert build.capture_settings() == {
-        "source": str(tmp_path / "model"),
-        "revision": None,
-        "dtype": "fp32",
-        "pooling": "mean",
-        "max_tokens": 2048,
-        "batch_tokens": 64,
-        "device": "cpu",
-    }
-    embedded = make_build(config, model="embedded")
-    assert embedded.model_source() == (f"store/models/{embedded.model_key}", None)
-    assert embedded.dtype == "bf16"
-
-
-def test_a_hub_model_is_loaded_at_its_commit(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "amygdala.fetch.hub_commit_and_config", lambda repository, revision: ("f" * 40, {"num_hidden_layers": 4})
-    )
-    build = make_build(config, model="org/name")
-    assert build.model_source() == ("org/name", "f" * 40)
-    assert build.facts()["model"]["name"] == "org/name"

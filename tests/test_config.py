@@ -102,6 +102,9 @@ def test_the_comments_name_all_allowed_words() -> None:
         {"pooling": "last", "dtype": "fp16", "device": "cuda"},
         {"shards": 1024},
         {"max_negative_mentions": 0},
+        {"bad_nodes": "skip", "max_lost_nodes": 0, "snapshot": "any/where.jsonl"},
+        {"max_lost_nodes": 1},
+        {"emotions": {"aliases": {"Joyful": "JOY", "glee": "joy", "self-doubt": "self_doubt"}}},
         {"emotions": {"select": "data", "curated": ["Self_Doubt", "joy-2"], "exclude": ["रुचि"], "top": 1, "min_positives": 1}},
     ],
     ids=str,
@@ -124,7 +127,7 @@ def test_unknown_key_inside_emotions(tmp_path: Path) -> None:
     message = refused(tmp_path, "emotions:\n  top: 3\n  min_positive: 5")
     assert message == (
         "FILE:5: unknown key 'min_positive' in 'emotions'. Did you mean 'min_positives'? "
-        "Allowed: curated, exclude, min_positives, select, top"
+        "Allowed: aliases, curated, exclude, min_positives, select, top"
     )
 
 
@@ -163,12 +166,21 @@ def test_the_last_file_that_sets_a_key_is_named(tmp_path: Path) -> None:
 
 
 WRONG: list[tuple[str, str, str]] = [
-    ("graph", "3", "3 is not of type 'string'; expected path of a JSON Lines file"),
-    ("graph", "''", "expected path of a JSON Lines file"),
+    ("graph", "3", "3 is not of type 'string', 'object', 'array'; expected the path of a JSON Lines file, or a source"),
+    ("graph", "null", "None is not of type 'string'"),
+    ("graph", "''", "expected the path of a JSON Lines file"),
+    ("graph", "[]", "expected the path of a JSON Lines file, or a source, or a list of sources"),
+    ("snapshot", "''", "expected path of a file"),
+    ("snapshot", "'{b}'", "expected path of a file .no braces in it."),
+    ("snapshot", "[a]", "is not of type 'string'; expected path of a file"),
+    ("bad_nodes", "drop", r"'drop' is not one of \['refuse', 'skip'\]"),
+    ("max_lost_nodes", "1.5", "1.5 is greater than the maximum of 1"),
+    ("max_lost_nodes", "-0.1", "-0.1 is less than the minimum of 0"),
+    ("max_lost_nodes", "half", "'half' is not of type 'number'"),
     ("store", "[a]", "expected path of a folder"),
     ("store", "''", "expected path of a folder"),
     ("store", "'a/{b}'", "expected path of a folder .no braces in it."),
-    ("graph", "'{b}'", "no braces in it"),
+    ("graph", "'{b}'", "no braces in paths"),
     ("results", "null", "expected path of a folder"),
     ("results", "''", "expected path of a folder"),
     ("emotions", "[joy]", r"\['joy'\] is not of type 'object'"),
@@ -231,6 +243,12 @@ def test_each_setting_has_a_wrong_value_above() -> None:
         ("top", "null", "None is not of type 'integer'"),
         ("curated", "joy", "'joy' is not of type 'array'; expected a list of emotion names"),
         ("exclude", "null", "None is not of type 'array'; expected a list of emotion names"),
+        (
+            "aliases",
+            "[joy]",
+            r"\['joy'\] is not of type 'object'; expected a mapping of names to the emotion that they count as",
+        ),
+        ("aliases", "null", "None is not of type 'object'; expected a mapping of names"),
     ],
 )
 def test_wrong_value_inside_emotions_is_named_with_its_path(tmp_path: Path, key: str, value: str, problem: str) -> None:

@@ -1,4 +1,4 @@
-"""The memory graph: tag grammar, messages on broken lines, canonical nodes, the snapshot."""
+"""Canonical nodes and the snapshot: keys and texts checked, messages that name the place, a stored file that reads back."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 
 import snapshot
 from amygdala.errors import UserError
-from amygdala.graph import Node, emotion_name, read_graph, read_nodes, read_snapshot, snapshot_lines, split_tags
-from tiny import SAMPLE
+from amygdala.graph import Node, RawNode, Skipped, canonical, node_at, read_snapshot, snapshot_line
+from amygdala.local import read_file
+from amygdala.sources import Graph
+from tiny import REPOSITORY, SAMPLE
 
 
 def lines(*nodes: dict[str, Any]) -> bytes:
@@ -24,266 +26,291 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-GRAMMAR: list[tuple[str, str, dict[str, float]]] = [
-    # one line, several lines, empty lines between and after
-    ("Rain on the roof.\ncalm:9 warmth:8", "Rain on the roof.", {"calm": 9, "warmth": 8}),
-    ("Rain.\ncalm:9\nwarmth:8\njoy:0", "Rain.", {"calm": 9, "warmth": 8, "joy": 0}),
-    ("Rain.\n\ncalm:9\n\n \t\nwarmth:8\n\n\n", "Rain.", {"calm": 9, "warmth": 8}),
-    ("Rain.\r\ncalm:9\r\n", "Rain.", {"calm": 9}),
-    ("calm:9", "", {"calm": 9}),
-    ("", "", {}),
-    (" \n\n", "", {}),
-    # separators
-    ("Rain.\ncalm:9,warmth:8;joy:7", "Rain.", {"calm": 9, "warmth": 8, "joy": 7}),
-    ("Rain.\n  calm:9 ,  warmth:8;\t", "Rain.", {"calm": 9, "warmth": 8}),
-    # names: case, compatibility forms, digits, marks
-    ("Rain.\nCalm:9 WARMTH:8", "Rain.", {"calm": 9, "warmth": 8}),
-    ("Rain.\nself_doubt:9 well-being:8 joy2:1", "Rain.", {"self_doubt": 9, "well-being": 8, "joy2": 1}),
-    ("Rain.\nＣalm:9", "Rain.", {"calm": 9}),
-    ("Rain.\nSTRAßE:9", "Rain.", {"strasse": 9}),
-    ("Rain.\nरुचि:7 чувство:3", "Rain.", {"रुचि": 7, "чувство": 3}),
-    # scores
-    ("Rain.\ncalm:8.5 joy:0.25 awe:10.0", "Rain.", {"calm": 8.5, "joy": 0.25, "awe": 10}),
-    ("Rain.\npride:10 hope:0 love:+3", "Rain.", {"pride": 10, "hope": 0, "love": 3}),
-    # a name given twice: the higher score, in a line, between lines, between cases, as numbers and not as strings
-    ("Rain.\ncalm:3 calm:9 calm:5", "Rain.", {"calm": 9}),
-    ("Rain.\ncalm:9\ncalm:3", "Rain.", {"calm": 9}),
-    ("Rain.\ncalm:3\ncalm:9", "Rain.", {"calm": 9}),
-    ("Rain.\nCALM:3 calm:9 Calm:5", "Rain.", {"calm": 9}),
-    ("Rain.\ncalm:10 calm:9", "Rain.", {"calm": 10}),
-    # tag-like lines that stay: above text, mixed with words, not the grammar
-    ("calm:9\nThen it rained.", "calm:9\nThen it rained.", {}),
-    ("calm:9\nThen it rained.\njoy:8", "calm:9\nThen it rained.", {"joy": 8}),
-    ("Rain.\nfeeling calm:9", "Rain.\nfeeling calm:9", {}),
-    ("Rain.\nself doubt:9", "Rain.\nself doubt:9", {}),
-    ("Rain.\ncalm: 9", "Rain.\ncalm: 9", {}),
-    ("Rain.\ncalm:9.", "Rain.\ncalm:9.", {}),
-    ("Rain.\ncalm:.5", "Rain.\ncalm:.5", {}),
-    ("Rain.\ncalm:9/10", "Rain.\ncalm:9/10", {}),
-    ("Rain.\ncalm:1e1", "Rain.\ncalm:1e1", {}),
-    ("Rain.\ncalm:high", "Rain.\ncalm:high", {}),
-    ("Rain.\n:9", "Rain.\n:9", {}),
-    ("Rain.\nscore:: 9::1", "Rain.\nscore:: 9::1", {}),
-    ("Rain.\n,;", "Rain.\n,;", {}),
-    # times are no tags
-    ("The train goes at\n14:30", "The train goes at\n14:30", {}),
-    ("Trains:\n14:30 15:30, 16:30", "Trains:\n14:30 15:30, 16:30", {}),
-    ("Trains:\n14:30\ncalm:9", "Trains:\n14:30", {"calm": 9}),
-    # the text: trimmed at both ends, otherwise unchanged
-    ("\n  Rain.\n\n  Two  spaces;\ttab.  \n\ncalm:9\n", "Rain.\n\n  Two  spaces;\ttab.", {"calm": 9}),
-    ("Ｒain ﬁne.\r\nCafe\u0301.\ncalm:9", "Ｒain ﬁne.\r\nCafe\u0301.", {"calm": 9}),
-]
+# Canonical nodes
 
 
-@pytest.mark.parametrize(("text", "body", "scores"), GRAMMAR)
-def test_tag_grammar(text: str, body: str, scores: dict[str, float]) -> None:
-    got_body, got = split_tags(text)
-    assert got_body == body
-    assert got == scores
-    assert list(got) == sorted(got)
+def test_raw_nodes_become_nodes_of_their_origin_without_tag_lines() -> None:
+    raws = [
+        RawNode("b", "  Rain.\ncalm:9 JOY:8.5\n", None, "2026-01-06", "kitchen", "f:1"),
+        RawNode("a", "Snow."),
+        RawNode("c", "Tags: awe:7"),
+    ]
+    assert canonical("notes", raws) == (
+        [
+            Node("notes", "a", "Snow.", {}, None, None),
+            Node("notes", "b", "Rain.", {"calm": 9.0, "joy": 8.5}, "2026-01-06", "kitchen"),
+            Node("notes", "c", "", {"awe": 7.0}, None, None),
+        ],
+        [],
+    )
 
 
-# line to its scores; None: not a tag line
-KINDS: dict[str, dict[str, float] | None] = {
-    "calm:9": {"calm": 9},
-    " Joy:3, calm:4 ": {"joy": 3, "calm": 4},
-    "joy:8.5;awe:0\t": {"joy": 8.5, "awe": 0},
-    "14:30": None,
-    "Rain fell.": None,
-    "so calm:9": None,
-    "calm:9 !": None,
-    "": {},
-    "  ": {},
-}
+def test_scores_given_beside_the_text_leave_its_lines_alone() -> None:
+    raws = [RawNode("a", " Rain.\ncalm:9\n", {"joy": 8.0, "awe": 1.0}), RawNode("b", "Snow.\ncalm:99", {})]
+    (a, b), _ = canonical("t", raws)
+    assert (a.text, a.scores, list(a.scores)) == ("Rain.\ncalm:9", {"awe": 1.0, "joy": 8.0}, ["awe", "joy"])
+    assert (b.text, b.scores) == ("Snow.\ncalm:99", {})
 
 
-def test_texts_put_together_from_lines_of_every_kind() -> None:
-    chance = random.Random(5)
-    for _ in range(2000):
-        chosen = chance.choices(list(KINDS), k=chance.randrange(1, 8))
-        end = len(chosen)
-        expected: dict[str, float] = {}
-        while end and KINDS[chosen[end - 1]] is not None:
-            end -= 1
-            for name, score in (KINDS[chosen[end]] or {}).items():
-                expected[name] = max(score, expected.get(name, score))
-        body, scores = split_tags("\n".join(chosen))
-        assert body == "\n".join(chosen[:end]).strip()
-        assert scores == expected
-        assert split_tags(body) == (body, {})
-
-
-@pytest.mark.parametrize("given", ["10.01", "11", "-1", "-0.5", "100"])
-def test_score_outside_the_range_is_refused_by_line_and_name(given: str) -> None:
-    data = lines({"key": "a", "text": "Rain."}, {"key": "b", "text": f"Rain.\njoy:3 calm:{given}"})
-    with pytest.raises(UserError, match=rf"^g\.jsonl:2: score '{given}' of emotion 'calm' is outside 0-10"):
-        read_nodes(data, "g.jsonl")
-
-
-HARMFUL = ["../../x", "<b>", "/etc/passwd", "a.b", "a/b", "_calm", "-calm", "9calm", "c\u0000m", "ca\x1b[1m", "x" * 49]
-
-
-@pytest.mark.parametrize("raw", HARMFUL)
-def test_emotion_names_that_would_harm_a_file_name_are_refused(raw: str) -> None:
-    with pytest.raises(ValueError, match="is not an emotion name: a letter first"):
-        emotion_name(raw)
-    data = lines({"key": "a", "text": f"Rain.\ncalm:9 {raw}:9"})
-    with pytest.raises(UserError, match=r"^g\.jsonl:1: .* is not an emotion name: a letter first") as caught:
-        read_nodes(data, "g.jsonl")
-    assert str(caught.value).isprintable()
-
-
-@pytest.mark.parametrize("raw", ["", " ", "calm down", "calm\n", "9", "²", "e\u202ecalm"])
-def test_other_strings_that_are_no_emotion_names(raw: str) -> None:
-    with pytest.raises(ValueError, match="is not an emotion name"):
-        emotion_name(raw)
-
-
-def test_emotion_name_is_folded_once_and_for_all() -> None:
-    assert emotion_name("x" * 48) == "x" * 48
-    for raw in ("Calm", "ＣＡＬＭ", "STRAßE", "Ἀγάπη", "ŉ", "ﬁ", "ΐ", "Self_Doubt-2", "İyi"):
-        name = emotion_name(raw)
-        assert name == emotion_name(name)
-        assert name == emotion_name(raw.lower())
-
-
-BROKEN: list[tuple[bytes, str]] = [
-    (b'{"key": "b", "text"', r"not a line of JSON"),
-    (b"not json", r"not a line of JSON"),
-    (b'{"key": "b", "text": "x"} {}', r"not a line of JSON"),
-    (b'["key", "text"]', r"a node must be a JSON object with the fields 'key' and 'text'"),
-    (b'"text"', r"a node must be a JSON object"),
-    (b'{"text": "x"}', r"the node has no 'key'"),
-    (b'{"key": "b"}', r"the node has no 'text'"),
-    (b'{"key": 7, "text": "x"}', r"the node needs a string as 'key'"),
-    (b'{"key": "", "text": "x"}', r"the node needs a string as 'key'"),
-    (b'{"key": " ", "text": "x"}', r"the node needs a string as 'key'"),
-    (b'{"key": "b", "text": null}', r"the node needs a string as 'text'"),
-    (b'{"key": "b", "text": ["x"]}', r"the node needs a string as 'text'"),
-    (b'{"key": "a", "text": "other"}', r"the key 'a' stands in line 2 already; keys must be unique"),
-    (b'{"key": "b", "text": "caf\xe9"}', r"not UTF-8 \(.* at byte 25\)"),
-    (b'{"key": "b", "text": "x \\ud83d y"}', r"'text' holds half a surrogate pair"),
-    (b'{"key": "\\udc00", "text": "x"}', r"'key' holds half a surrogate pair"),
-]
-
-
-@pytest.mark.parametrize(("line", "message"), BROKEN)
-def test_broken_line_is_named_by_file_and_number(line: bytes, message: str) -> None:
-    # lines 1 and 3 are empty and line 5 has a node: the number counts lines of the file, not nodes
-    data = b'\n{"key": "a", "text": "Rain."}\n\n' + line + b'\n{"key": "z", "text": "Rain."}\n'
-    with pytest.raises(UserError, match=rf"^my/graph\.jsonl:4: .*{message}"):
-        read_nodes(data, "my/graph.jsonl")
-
-
-@pytest.mark.parametrize("data", [b"", b"\n\n", b" \r\n\t\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n"])
-def test_empty_graph_is_refused(data: bytes) -> None:
-    with pytest.raises(UserError, match=r"^g\.jsonl: no nodes in it; expected one JSON object with 'key' and 'text' a line"):
-        read_nodes(data, "g.jsonl")
-
-
-def test_byte_order_mark_line_ends_and_a_missing_last_newline_change_nothing() -> None:
-    plain = lines({"key": "a", "text": "Rain.\ncalm:9"}, {"key": "b", "text": "Snow."})
-    expected = [Node("a", "Rain.", {"calm": 9.0}), Node("b", "Snow.", {})]
-    for data in (plain, b"\xef\xbb\xbf" + plain, plain.replace(b"\n", b"\r\n"), plain.rstrip(b"\n"), b"\n" + plain + b"\n\n"):
-        assert read_nodes(data, "g.jsonl") == expected
-
-
-def test_carriage_return_inside_a_line_is_white_space_of_the_json() -> None:
-    assert read_nodes(b'{"key": "a",\r"text": "Rain."}\r\n', "g.jsonl") == [Node("a", "Rain.", {})]
-
-
-def test_whole_surrogate_pairs_are_text() -> None:
-    assert read_nodes(b'{"key": "a", "text": "\\ud83d\\ude00"}', "g")[0].text == "😀"
-
-
-def test_nodes_are_sorted_by_key_whatever_their_order_and_other_fields_are_free() -> None:
+def test_nodes_are_sorted_by_key_whatever_their_order() -> None:
     chance = random.Random(1)
     keys = ["b", "a/2", "a/10", "a", "B", "é", "z", "😀", "ﬁ"]
     for _ in range(5):
         chance.shuffle(keys)
-        nodes = read_nodes(lines(*({"created": 3, "text": f"Of {key}.", "key": key, "more": []} for key in keys)), "g")
+        nodes, _ = canonical("g", (RawNode(key, f"Of {key}.") for key in keys))
         assert [node.key for node in nodes] == ["B", "a", "a/10", "a/2", "b", "z", "é", "ﬁ", "😀"]
         assert all(node.text == f"Of {node.key}." for node in nodes)
 
 
+def test_no_nodes_are_no_nodes() -> None:
+    assert canonical("g", []) == ([], [])
+
+
+BAD: list[tuple[RawNode, str]] = [
+    (RawNode("", "x"), "the node has an empty key"),
+    (RawNode(" \n", "x"), "the node has an empty key"),
+    (RawNode("b", "x \ud83d y"), "'text' holds half a surrogate pair, which is no text"),
+    (RawNode("b\udc00", "x"), "'key' holds half a surrogate pair, which is no text"),
+    (RawNode("b", "x \ud83d y", {}), "'text' holds half a surrogate pair, which is no text"),
+    (RawNode("b", "x\njoy:3 calm:11"), "score '11' of emotion 'calm' is outside 0-10"),
+    (RawNode("b", "x\njoy:3 ../x:9"), "'../x' is not an emotion name"),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD)
+def test_a_bad_node_is_refused_by_file_and_line_or_by_source_and_key(bad: RawNode, message: str) -> None:
+    for where in ("my/graph.jsonl:4", ""):
+        raw = RawNode(bad.key, bad.text, bad.scores, None, None, where)
+        with pytest.raises(UserError) as caught:
+            canonical("notes", [RawNode("a", "x"), raw])
+        place = where or f"graph: source 'notes', node {bad.key!r}"
+        assert str(caught.value).startswith(f"{place}: {message}")
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD)
+def test_a_bad_node_is_left_out_and_told_where_that_is_wanted(bad: RawNode, message: str) -> None:
+    nodes, skipped = canonical("notes", [bad, RawNode("a", "Rain."), RawNode("z", "Snow.\ncalm:9")], skip_bad=True)
+    assert nodes == [Node("notes", "a", "Rain."), Node("notes", "z", "Snow.", {"calm": 9.0})]
+    assert [(s.origin, s.key) for s in skipped] == [("notes", bad.key.replace("\udc00", "?"))]
+    assert skipped[0].reason.startswith(message)
+    json.dumps(skipped[0].key, ensure_ascii=False).encode()  # it goes into the manifest
+
+
+def test_skipped_nodes_come_in_their_order() -> None:
+    raws = [RawNode("z", "x\njoy:11"), RawNode("a", "x\njoy:12"), RawNode("m", "x")]
+    nodes, skipped = canonical("notes", raws, skip_bad=True)
+    assert [node.key for node in nodes] == ["m"]
+    assert skipped == [
+        Skipped("notes", "z", "score '11' of emotion 'joy' is outside 0-10"),
+        Skipped("notes", "a", "score '12' of emotion 'joy' is outside 0-10"),
+    ]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_key_given_twice_is_refused_and_both_places_are_told(skip: bool) -> None:
+    raws = [RawNode("a", "x", where="g.jsonl:2"), RawNode("b", "x", where="g.jsonl:3"), RawNode("a", "y", where="g.jsonl:12")]
+    with pytest.raises(UserError, match=r"^g\.jsonl:12: the key 'a' stands in line 2 already; keys must be unique$"):
+        canonical("notes", raws, skip)
+    with pytest.raises(UserError, match=r"^C:/g:7: the key 'a' stands in line 6 already; keys must be unique$"):
+        canonical("notes", [RawNode("a", "x", where="C:/g:6"), RawNode("a", "x", where="C:/g:7")], skip)
+    for where in ("", "stories/joy.txt"):
+        raws = [RawNode("a", "x", where=where), RawNode("a", "x", where=where)]
+        place = where or "graph: source 'notes', node 'a'"
+        with pytest.raises(UserError, match=rf"^{place}: the key 'a' is given twice; keys must be unique$"):
+            canonical("notes", raws, skip)
+
+
+def test_a_skipped_node_does_not_take_the_key() -> None:
+    nodes, skipped = canonical("notes", [RawNode("a", "x\njoy:11"), RawNode("a", "y")], skip_bad=True)
+    assert nodes == [Node("notes", "a", "y")]
+    assert len(skipped) == 1
+
+
+@pytest.mark.parametrize("field", ["time", "scenario"])
+@pytest.mark.xfail(strict=True, reason="graph.py _canonical checks key and text alone: snapshot_line cannot encode the rest")
+def test_half_a_surrogate_pair_in_any_field_is_refused(field: str) -> None:
+    with pytest.raises(UserError, match="half a surrogate pair"):
+        canonical("notes", [RawNode("a", "x", **{field: "\ud83d"})])  # type: ignore[arg-type]
+
+
+def test_whole_surrogate_pairs_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "g.jsonl"
+    path.write_bytes(b'{"key": "a", "text": "\\ud83d\\ude00"}')
+    assert canonical("g", read_file(path, {}))[0][0].text == "😀"
+
+
 def test_digest_is_of_the_text_without_its_tag_lines() -> None:
     expected = hashlib.sha256("Café, snow.".encode()).hexdigest()[:32]
-    data = lines(
-        {"key": "a", "text": "Café, snow."}, {"key": "b", "text": " Café, snow.\ncalm:9\n"}, {"key": "c", "text": "Café, snow"}
-    )
-    a, b, c = read_nodes(data, "g")
+    raws = [RawNode("a", "Café, snow."), RawNode("b", " Café, snow.\ncalm:9\n"), RawNode("c", "Café, snow")]
+    (a, b, c), _ = canonical("g", raws)
     assert a.digest == b.digest == expected != c.digest
 
 
-def test_sample_graph_against_a_plain_reading() -> None:
+# The sample graph
+
+
+def sample(store: Path) -> Graph:
+    settings = {"graph": "resources/graph.jsonl", "snapshot": "snapshot.jsonl", "bad_nodes": "refuse"}
+    return Graph(settings, [REPOSITORY], store)
+
+
+def test_sample_graph_against_a_plain_reading(tmp_path: Path) -> None:
     """Each text of the sample ends in one tag line or none; read here by hand."""
     raw = {record["key"]: record["text"] for record in map(json.loads, SAMPLE.read_text(encoding="utf-8").splitlines())}
-    nodes = read_nodes(SAMPLE.read_bytes(), "g")
+    nodes, skipped = sample(tmp_path).nodes()
+    assert skipped == []
     assert [node.key for node in nodes] == sorted(raw)
     for node in nodes:
         above, _, last = raw[node.key].strip().rpartition("\n")
         pairs = [token.split(":") for token in last.split()]
         tagged = all(len(pair) == 2 and pair[0].isalpha() and pair[1].isdigit() for pair in pairs)
+        assert node.origin == "file"
         assert node.scores == ({name: float(score) for name, score in pairs} if tagged else {})
         assert node.text == (above if tagged else raw[node.key]).strip()
 
 
+# The stored snapshot
+
+
 HOSTILE = [
     {"key": "b", "text": 'Quotes " and \\ and \u2028 and \x85 and \x0b and \u0000.\r\nNext\rline.\ncalm:9\njoy:8.5'},
-    {"key": "a", "text": "😀 é e\u0301 ﬁ\ttab\n\ncalm:0"},
+    {"key": "a", "text": "😀 é e\u0301 ﬁ\ttab\n\ncalm:0", "time": "1\n2"},
     {"key": "c\n", "text": ""},
 ]
+
+
+def settings_of(folder: Path, graph: Any = "graph.jsonl", bad_nodes: str = "refuse") -> dict[str, Any]:
+    """What the Snakefile gives the snapshot's job; `identity` is that of now."""
+    settings = {"graph": graph, "snapshot": str(folder / "snapshot.jsonl"), "bad_nodes": bad_nodes, "home": str(folder)}
+    return settings | {"identity": Graph(settings, [Path(), folder], folder / "store").identity}
+
+
+def test_a_snapshot_line_by_hand() -> None:
+    node = Node("notes", "k/é", 'Rain\n\u2028\t"x".', {"awe": 0.5, "calm": 9.0}, "2026", "kitchen")
+    digest = hashlib.sha256('Rain\n\u2028\t"x".'.encode()).hexdigest()[:32]
+    expected = (
+        f'{{"origin": "notes", "key": "k/é", "digest": "{digest}", "scores": {{"awe": 0.5, "calm": 9.0}}, '
+        '"time": "2026", "scenario": "kitchen", "text": "Rain\\n\u2028\\t\\"x\\"."}\n'
+    )
+    assert snapshot_line(node) == expected.encode()
+    bare = json.loads(snapshot_line(Node("notes", "k", "Rain.")))
+    assert sorted(bare) == ["digest", "key", "origin", "scores", "text"]
+    assert json.loads(snapshot_line(Node("notes", "k", "Rain.", {}, "", "")))["time"] == ""
 
 
 def test_snapshot_round_trip(tmp_path: Path) -> None:
     graph, output = tmp_path / "graph.jsonl", tmp_path / "store" / "snapshots" / "1.jsonl"
     graph.write_bytes(lines(*HOSTILE))
-    data, digest = read_graph(graph)
-    assert (data, digest) == (graph.read_bytes(), sha256(graph.read_bytes()))
-    assert snapshot.make_snapshot(graph, digest, output) == 3
-    assert read_snapshot(output) == read_nodes(data, "g")
-    assert [node.key for node in read_snapshot(output)] == ["a", "b", "c\n"]
+    assert snapshot.make_snapshot(settings_of(tmp_path), tmp_path / "store", output) == 3
+    nodes = list(read_snapshot(output))
+    assert nodes == canonical("file", read_file(graph, {}))[0]
+    assert [node.key for node in nodes] == ["a", "b", "c\n"]
+    assert [node.time for node in nodes] == ["1\n2", None, None]
 
-    records = [json.loads(line) for line in output.read_bytes().decode().split("\n")[:-1]]
-    assert [sorted(record) for record in records] == [["digest", "key", "scores", "text"]] * 3
-    for record in records:
-        assert record["digest"] == sha256(record["text"].encode())[:32]
+    content = output.read_bytes()
+    records = [json.loads(line) for line in content.decode().split("\n")[:-1]]
+    assert [record["digest"] for record in records] == [sha256(record["text"].encode())[:32] for record in records]
     assert records[1]["scores"] == {"calm": 9.0, "joy": 8.5}
+    assert content == b"".join(map(snapshot_line, nodes))
 
 
-def test_snapshot_depends_on_the_nodes_and_not_on_their_order() -> None:
-    forward = "".join(snapshot_lines(read_nodes(lines(*HOSTILE), "g")))
-    assert forward == "".join(snapshot_lines(read_nodes(lines(*reversed(HOSTILE)), "g")))
-    assert forward.count("\n") == 3
+def test_a_node_is_read_at_its_place(tmp_path: Path) -> None:
+    nodes = [
+        Node("n", "a", "Rain 😀.", {"calm": 9.0}, None, "kitchen"),
+        Node("n", "b", "é\u2028\n", {}, "t"),
+        Node("n", "c", ""),
+    ]
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(b"".join(map(snapshot_line, nodes)))
+    sizes = [len(line) for line in path.read_bytes().splitlines(keepends=True)]
+    with path.open("rb") as file:
+        for number in (2, 0, 1, 0):
+            assert node_at(file, sum(sizes[:number]), sizes[number]) == nodes[number]
+
+
+def test_snapshot_depends_on_the_nodes_and_not_on_their_order(tmp_path: Path) -> None:
+    found = []
+    for number, records in enumerate((HOSTILE, HOSTILE[::-1])):
+        (tmp_path / "graph.jsonl").write_bytes(lines(*records))
+        snapshot.make_snapshot(settings_of(tmp_path), tmp_path / "store", tmp_path / f"{number}.jsonl")
+        found.append((tmp_path / f"{number}.jsonl").read_bytes())
+    assert found[0] == found[1]
+    assert found[0].count(b"\n") == 3
 
 
 def test_snapshot_of_the_sample_graph(tmp_path: Path) -> None:
     output = tmp_path / "s.jsonl"
-    assert snapshot.make_snapshot(SAMPLE, sha256(SAMPLE.read_bytes()), output) == len(SAMPLE.read_bytes().splitlines())
-    assert read_snapshot(output) == read_nodes(SAMPLE.read_bytes(), "g")
+    assert snapshot.make_snapshot(settings_of(tmp_path, str(SAMPLE)), tmp_path, output) == len(SAMPLE.read_bytes().splitlines())
+    assert list(read_snapshot(output)) == sample(tmp_path).nodes()[0]
+
+
+def test_skipped_nodes_are_not_in_the_snapshot(tmp_path: Path) -> None:
+    output = tmp_path / "s.jsonl"
+    (tmp_path / "graph.jsonl").write_bytes(lines({"key": "a", "text": "x\njoy:11"}, {"key": "b", "text": "Rain."}))
+    assert snapshot.make_snapshot(settings_of(tmp_path, bad_nodes="skip"), tmp_path, output) == 1
+    assert list(read_snapshot(output)) == [Node("file", "b", "Rain.")]
 
 
 @pytest.mark.parametrize("change", [b'{"key": "n", "text": "new"}\n', b" ", b"\n"])
 def test_graph_that_changed_since_the_plan_is_refused_and_nothing_written(tmp_path: Path, change: bytes) -> None:
-    graph, output = tmp_path / "graph.jsonl", tmp_path / "store" / "1.jsonl"
+    graph, output = tmp_path / "graph.jsonl", tmp_path / "out" / "1.jsonl"
     graph.write_bytes(lines({"key": "a", "text": "Rain."}))
-    planned = read_graph(graph)[1]
+    planned = settings_of(tmp_path)
     graph.write_bytes(graph.read_bytes() + change)
     with pytest.raises(UserError, match=r"graph\.jsonl changed while snakemake was running; nothing was written.*again"):
-        snapshot.make_snapshot(graph, planned, output)
-    assert list(tmp_path.rglob("*")) == [graph]
+        snapshot.make_snapshot(planned, tmp_path / "store", output)
+    assert not output.parent.exists()
+
+
+@pytest.mark.parametrize("texts", [("Rain.", "Rain.", "Snow."), ("Rain.", "Snow.", "Rain.")])
+def test_graph_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: tuple[str, str, str]
+) -> None:
+    graph, output = tmp_path / "graph.jsonl", tmp_path / "out" / "1.jsonl"
+    planned, read, left = (lines({"key": "a", "text": text}) for text in texts)
+    graph.write_bytes(planned)
+    settings = settings_of(tmp_path)
+    graph.write_bytes(read)
+    nodes = Graph.nodes
+
+    def read_and_change(self: Graph) -> Any:
+        found = nodes(self)
+        graph.write_bytes(left)
+        return found
+
+    monkeypatch.setattr(Graph, "nodes", read_and_change)
+    with pytest.raises(UserError, match=r"graph\.jsonl changed while snakemake was running; nothing was written"):
+        snapshot.make_snapshot(settings, tmp_path / "store", output)
+    assert not output.parent.exists()
+
+
+def test_a_plan_made_from_another_graph_is_refused_though_nothing_changed(tmp_path: Path) -> None:
+    (tmp_path / "graph.jsonl").write_bytes(lines({"key": "a", "text": "Rain."}))
+    planned = settings_of(tmp_path)
+    for other in ({"identity": [True, *planned["identity"][1:]]}, {"bad_nodes": "skip"}):
+        with pytest.raises(UserError, match="changed while snakemake was running"):
+            snapshot.make_snapshot(planned | other, tmp_path / "store", tmp_path / "1.jsonl")
+    assert not (tmp_path / "1.jsonl").exists()
 
 
 def test_broken_graph_leaves_no_snapshot(tmp_path: Path) -> None:
-    graph, output = tmp_path / "graph.jsonl", tmp_path / "store" / "1.jsonl"
+    graph, output = tmp_path / "graph.jsonl", tmp_path / "out" / "1.jsonl"
     graph.write_bytes(lines({"key": "a", "text": "Rain."}) + b"{")
     with pytest.raises(UserError, match=r"graph\.jsonl:2: not a line of JSON"):
-        snapshot.make_snapshot(graph, sha256(graph.read_bytes()), output)
-    assert list(tmp_path.rglob("*")) == [graph]
+        snapshot.make_snapshot(settings_of(tmp_path), tmp_path / "store", output)
+    assert not output.parent.exists()
 
 
-def test_missing_graph_is_named_with_its_setting(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(UserError, match=r"^graph: cannot read .*Set `graph:` to a JSON Lines file") as caught:
-            read_graph(path)
-        assert str(path) in str(caught.value)
+def test_paths_are_looked_for_where_snakemake_runs_and_then_in_amygdalas_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder, text in ((home, "Snow."), (here, "Rain.")):
+        folder.mkdir()
+        (folder / "graph.jsonl").write_bytes(lines({"key": "a", "text": text}))
+    monkeypatch.chdir(here)
+    for text in ("Rain.", "Snow."):
+        snapshot.make_snapshot(settings_of(home), tmp_path / "store", tmp_path / "1.jsonl")
+        assert [node.text for node in read_snapshot(tmp_path / "1.jsonl")] == [text]
+        (here / "graph.jsonl").unlink(missing_ok=True)

@@ -17,10 +17,12 @@ import snapshot
 import tiny
 import vectors
 from amygdala import residual
+from amygdala.corpus import make_index
 from amygdala.exampleset import HELD_OUT, TRAIN, read_examples
-from amygdala.graph import read_graph, read_snapshot
+from amygdala.graph import read_snapshot
 from amygdala.plan import Corpus, Rules
 from amygdala.segments import Reader, Rows, held_rows, unpack_digests, write_index, write_segment
+from amygdala.sources import Graph
 
 EMOTIONS = ["calm", "joy", "warmth"]
 TAG_LINE = re.compile(r"\s*([A-Za-z]+:[0-9.]+[\s,;]*)+")
@@ -64,10 +66,14 @@ def captured(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tupl
         {"key": "odd/windows", "text": "Another long enough text, with line ends of another kind.\r\njoy:9 calm:9\r\n"},
     ]
     graph.write_text(tiny.SAMPLE.read_text() + "".join(json.dumps(node) + "\n" for node in odd))
-    snapshot.make_snapshot(graph, read_graph(graph)[1], folder / "snapshot.jsonl")
+    settings = {"graph": str(graph), "snapshot": "", "bad_nodes": "refuse", "home": str(folder)}
+    identity = Graph(settings, [folder], folder).identity
+    snapshot.make_snapshot({**settings, "identity": identity}, folder, folder / "snapshot.jsonl")
     files = [folder / f"{emotion}.json" for emotion in EMOTIONS]
-    for emotion, path in zip(EMOTIONS, files, strict=True):
-        examples.make_examples(Corpus(read_snapshot(folder / "snapshot.jsonl"), RULES), emotion, path)
+    corpus = Corpus(make_index(read_snapshot(folder / "snapshot.jsonl")), RULES)
+    with (folder / "snapshot.jsonl").open("rb") as stored:
+        for emotion, path in zip(EMOTIONS, files, strict=True):
+            examples.make_examples(corpus, emotion, stored, path)
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         load = residual.load_tokenizer

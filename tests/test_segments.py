@@ -386,6 +386,15 @@ def test_segment_that_two_shards_name(store: Store) -> None:
     assert store.index_b.exists()
 
 
+def test_two_readers_of_one_damaged_segment_both_say_so(store: Store) -> None:
+    """The first sets it aside and removes the index, while the second has the index open."""
+    first, second = store.reader(), store.reader()
+    flip(store.paths[1, 0], span(store.paths[1, 0], RESIDUAL)[0])
+    for reader, done in ((first, "it was set aside"), (second, "it is gone")):
+        with pytest.raises(UserError, match=done):
+            reader.rows(1, RESIDUAL, [digest_of(0)])
+
+
 def test_damage_that_cannot_be_set_aside_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     path = store.paths[1, 0]
     cut_short(path, "half")

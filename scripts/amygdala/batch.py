@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,3 +16,8 @@ def emotions_of(params: Any) -> Iterator[tuple[str, Path, dict[int, Path]]]:
 def missing(outputs: dict[int, Path]) -> list[int]:
     """The layers whose file is not there yet, in order. Files that are there are never written again."""
     return [layer for layer, path in sorted(outputs.items()) if not path.exists()]
+
+
+def missing_of(paths: Iterable[str | Path]) -> list[Path]:
+    """The files that are not there."""
+    return [path for path in map(Path, paths) if not path.exists()]

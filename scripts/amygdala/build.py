@@ -7,7 +7,7 @@ build. (Memos in <store>/memo only save work: they hold what could be worked out
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,18 @@ from typing import Any
 from amygdala import config as configuration
 from amygdala.errors import UserError
 from amygdala.files import recall, remember
-from amygdala.graph import read_graph, read_nodes
 from amygdala.keys import code, key, version
 from amygdala.modelinfo import Model, describe
 from amygdala.plan import Plan, Rules, make_plan
+from amygdala.snapshots import Snapshot
+from amygdala.sources import sources_of
 
 LIBRARIES = ("torch", "transformers")
 # Settings that say where and how to run, not what: no key and no manifest knows them.
-RUN_ONLY = ("graph", "store", "results", "model", "device", "batch_tokens", "shards", "emotions_per_job")
+RUN_ONLY = (
+    *("graph", "snapshot", "max_lost_nodes", "store", "results", "model"),
+    *("device", "batch_tokens", "shards", "emotions_per_job"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,15 @@ class Selection:
     key: str
 
 
-def find(path: str, base: Iterable[Path], what: str) -> Path:
-    """The first folder of `base` that holds the relative `path`; UserError names where it was looked for."""
-    tried = [folder / Path(path).expanduser() for folder in base]
-    for candidate in tried:
-        if candidate.exists():
-            return candidate
-    places = " or ".join(str(candidate) for candidate in dict.fromkeys(tried))
-    raise UserError(f"{what}: no such file: {places}")
+def can_refresh(config: Mapping[str, Any], home: Path) -> bool:
+    """Whether the configuration is sound and names a live source: then a graph that cannot be built may be fetched anew."""
+    schema = home / "schemas" / "config.schema.yaml"
+    config = configuration.with_numbers(dict(config), schema)
+    try:
+        configuration.check(config, schema)
+    except UserError:
+        return False
+    return any(source.live for source in sources_of(config["graph"]))
 
 
 def batches(emotions: Sequence[str], size: int) -> list[list[str]]:
@@ -59,16 +64,23 @@ def batches(emotions: Sequence[str], size: int) -> list[list[str]]:
 class Build:
     """Everything that rules ask for. `config` must be complete; UserError for what is wrong with it, the graph or the model."""
 
-    def __init__(self, config: Mapping[str, Any], home: Path, config_files: Iterable[str | Path] = ()) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        home: Path,
+        config_files: Iterable[str | Path] = (),
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         schema = home / "schemas" / "config.schema.yaml"
         config = configuration.with_numbers(dict(config), schema)
         configuration.check(config, schema, config_files)
         self.config = config
         self.store, self.results = config["store"].rstrip("/"), config["results"].rstrip("/")
         base = [Path(), home]
-        self.graph = str(find(config["graph"], base, "graph"))
+        self.home = home
         self.rules = Rules.of(config)
-        self.plan, self.graph_sha256, self.snapshot_key = self._plan()
+        self.current = Snapshot(config, base, self.store)
+        self.plan = self._plan(say)
         self.model: Model = describe(config["model"], base, Path(self.store))
         self.layers = configuration.resolve_layers(config["target_layers"], self.model.n_layers)
         self.dtype: str = self.model.dtype if config["dtype"] == "auto" else config["dtype"]
@@ -77,21 +89,16 @@ class Build:
         self._make_keys()
         self._make_selections()
 
-    def _plan(self) -> tuple[Plan, str, str]:
-        data, graph_sha256 = read_graph(self.graph)
-        snapshot_key = key("snapshot", graph_sha256, code("snapshot"))
+    def _plan(self, say: Callable[[str], None] | None) -> Plan:
         shards = self.config["shards"]
-        memo = (
-            Path(self.store)
-            / "memo"
-            / f"plan.{key('plan', snapshot_key, self.rules.ingredients(), shards, code('amygdala.plan'))}.json"
-        )
+        plan_key = key("plan", self.current.key, self.rules.ingredients(), shards, code("amygdala.plan"))
+        memo = Path(self.store) / "memo" / f"plan.{plan_key}.json"
         known = recall(memo)
         if isinstance(known, dict) and known.get("sum") == key(known.get("plan")):
-            return Plan(**known["plan"]), graph_sha256, snapshot_key
-        plan = make_plan(read_nodes(data, self.graph), self.rules, shards, self.graph)
+            return Plan(**known["plan"])
+        plan = make_plan(self.current.index(say), self.rules, shards, self.current.graph.title)
         remember(memo, {"plan": asdict(plan), "sum": key(asdict(plan))})
-        return plan, graph_sha256, snapshot_key
+        return plan
 
     def _make_keys(self) -> None:
         config, plan = self.config, self.plan
@@ -136,8 +143,14 @@ class Build:
             "residual": "output of the decoder layer, before the final norm",
             "pooling": self.config["pooling"],
             "method": self.config["method"],
-            "snapshot": {"key": self.snapshot_key, "graph_sha256": self.graph_sha256, "nodes": self.plan.nodes},
-            "emotions_left_out": self.plan.left_out,
+            "snapshot": {
+                "key": self.current.key,
+                "nodes": self.plan.graph["nodes"],
+                "sources": self.plan.graph["origins"],
+                "skipped_nodes": self.plan.graph["skipped"],
+                "near_duplicates": self.plan.graph["near_duplicates"],
+            },
+            "selection": self.plan.selection,
             "config": settings,
             "keys": {"activations": self.space_key, "quality": self.quality_key},
             "versions": {library: version(library) for library in (*LIBRARIES, "numpy", "scikit-learn")},
@@ -147,7 +160,7 @@ class Build:
 
     @property
     def snapshot(self) -> str:
-        return f"{self.store}/snapshots/{self.snapshot_key}.jsonl"
+        return self.current.path
 
     def examples(self, emotion: str) -> str:
         return f"{self.store}/examples/{emotion}.{self.example_keys[emotion]}.json"
@@ -192,6 +205,16 @@ class Build:
 
     # What rules pass to their scripts
 
+    def graph_settings(self) -> dict[str, Any]:
+        """What makes the sources again in a job, and the identity that they must still have."""
+        names = ("graph", "snapshot", "bad_nodes")
+        return {**{name: self.config[name] for name in names}, "home": str(self.home), "identity": self.current.graph.identity}
+
+    def index_settings(self) -> dict[str, Any]:
+        """Where the index of the current snapshot lies, and what makes it again."""
+        facts = {name: self.plan.graph[name] for name in ("skipped", "skipped_nodes")}
+        return {"path": self.current.index_path, "facts": facts, "looked_for": self.current.looked_for}
+
     def model_source(self) -> tuple[str, str | None]:
         """What from_pretrained takes: a folder or hub id, and the hub's commit."""
         if self.model.kind == "hub":
@@ -203,3 +226,15 @@ class Build:
         source, revision = self.model_source()
         names = ("pooling", "max_tokens", "batch_tokens", "device")
         return {"source": source, "revision": revision, "dtype": self.dtype, **{name: self.config[name] for name in names}}
+
+    def change_settings(self) -> dict[str, Any]:
+        """The current build as the report of changes compares it with the last release."""
+        return {
+            "snapshot": self.snapshot,
+            "snapshot_key": self.current.key,
+            "nodes": self.plan.graph["nodes"],
+            "index": self.index_settings(),
+            "layers": self.layers,
+            "space": self.space,
+            "facts": self.facts(),
+        }

@@ -15,13 +15,17 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
 from amygdala.errors import UserError, shown
-from amygdala.graph import emotion_name
+from amygdala.tags import emotion_name
 
 
 def _node_at(node: yaml.Node | None, path: Sequence[str | int]) -> tuple[yaml.Node, yaml.Node] | None:
-    """The (key, value) nodes at `path` of a composed YAML document, None where it has no such key."""
+    """The (key, value) nodes at `path` of a composed YAML document (a list's item is both), None where there is none."""
     found: tuple[yaml.Node, yaml.Node] | None = None
     for part in path:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            found = (node, node)
+            continue
         if not isinstance(node, yaml.MappingNode):
             return found
         found = next(((k, v) for k, v in node.value if k.value == part), None)
@@ -47,25 +51,33 @@ def _where(path: Sequence[str | int], value: Any, files: Iterable[str | Path]) -
     return "config: "
 
 
-def _unknown(error: ValidationError, files: Iterable[str | Path]) -> str:
+def _unknown(error: ValidationError, files: Iterable[str | Path], prefix: Sequence[str | int] = ()) -> str:
     schema: Any = error.schema
     allowed = sorted(schema["properties"])
     instance: Any = error.instance
     name = next(key for key in instance if key not in allowed)
     close = difflib.get_close_matches(str(name), allowed, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    inside = f" in '{error.path[-1]}'" if error.path else ""
-    where = _where([*error.absolute_path, name], instance[name], files)
+    path = [*prefix, *error.absolute_path]
+    inside = f" in '{_dotted(path)}'" if path else ""
+    where = _where([*path, name], instance[name], files)
     return f"{where}unknown key {shown(name)}{inside}.{hint} Allowed: {', '.join(allowed)}"
 
 
-def _wrong(error: ValidationError, files: Iterable[str | Path]) -> str:
-    name = ".".join(str(part) for part in error.absolute_path)
-    where = _where(list(error.absolute_path), error.instance, files)
+def _dotted(path: Iterable[str | int]) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _wrong(error: ValidationError, files: Iterable[str | Path], prefix: Sequence[str | int] = ()) -> str:
+    path = [*prefix, *error.absolute_path]
+    name = _dotted(path)
+    where = _where(path, error.instance, files)
     if error.validator == "required":
         schema: Any = error.schema
         instance: Any = error.instance
         missing = next(key for key in schema["required"] if key not in instance)
+        if prefix:
+            return f"{where}'{name}': a source of this kind needs the key '{missing}' (docs/sources.md)"
         return f"config: missing key '{name + '.' if name else ''}{missing}'; the default stands in amygdala's own config.yaml"
     expected = error.schema.get("description") if isinstance(error.schema, dict) else None
     expected = f"; expected {expected}" if expected else ""
@@ -112,17 +124,54 @@ def with_numbers(config: dict[str, Any], schema: str | Path) -> dict[str, Any]:
 
 def check(config: dict[str, Any], schema: str | Path, files: Iterable[str | Path] = ()) -> None:
     """Raise UserError for the first thing wrong with `config`; `files` are the configuration files, for the message."""
-    validator = Validator(yaml.safe_load(Path(schema).read_text(encoding="utf-8")))
+    rules = yaml.safe_load(Path(schema).read_text(encoding="utf-8"))
     files = list(files)
-    for error in sorted(validator.iter_errors(config), key=lambda e: (len(e.absolute_path), str(e.absolute_path))):
-        raise UserError(_unknown(error, files) if error.validator == "additionalProperties" else _wrong(error, files))
-    for name in ("curated", "exclude"):
-        for raw in config["emotions"][name]:
-            try:
-                emotion_name(raw)
-            except ValueError as error:
-                where = _where(["emotions", name], config["emotions"][name], files)
-                raise UserError(f"{where}'emotions.{name}': {error}") from None
+    _check_against(rules, config, files)
+    graph = config["graph"]
+    for number, item in enumerate(graph if isinstance(graph, list) else [graph]):
+        _check_source(item, rules["$defs"], ["graph", number] if isinstance(graph, list) else ["graph"], files)
+    _check_emotions(config["emotions"], files)
+
+
+def _check_against(rules: dict[str, Any], value: Any, files: list[str | Path], prefix: Sequence[str | int] = ()) -> None:
+    errors = Validator(rules).iter_errors(value)
+    for error in sorted(errors, key=lambda e: (len(e.absolute_path), str(e.absolute_path))):
+        tell = _unknown if error.validator == "additionalProperties" else _wrong
+        raise UserError(tell(error, files, prefix))
+
+
+def _check_source(item: Any, kinds: dict[str, Any], path: list[str | int], files: list[str | Path]) -> None:
+    known = [kind for kind, rules in kinds.items() if "source" in rules.get("properties", {})]
+    where = _where(path, item, files)
+    if isinstance(item, str):
+        return
+    if not isinstance(item, dict) or item.get("source") not in known:
+        given = f"not {shown(item['source'])}" if isinstance(item, dict) and "source" in item else f"in {shown(item)}"
+        raise UserError(f"{where}'{_dotted(path)}': a source says its kind, `source:` one of {', '.join(known)}, {given}")
+    _check_against({**kinds[item["source"]], "$defs": kinds}, item, files, path)
+    if item["source"] == "mcp" and ("memory_mcp_url" in item) == ("command" in item):
+        raise UserError(f"{where}'{_dotted(path)}': an mcp source needs either memory_mcp_url or command")
+    if item["source"] == "mcp" and "preset" not in item and "tool" not in item:
+        raise UserError(f"{where}'{_dotted(path)}': an mcp source needs a preset (knowledge-graph, nodes) or a tool to call")
+    if item["source"] == "table" and "label" in item and "scores" in item:
+        raise UserError(f"{where}'{_dotted(path)}': a table has either a label column or score columns")
+
+
+def _check_emotions(emotions: dict[str, Any], files: list[str | Path]) -> None:
+    given = [("curated", name) for name in emotions["curated"]] + [("exclude", name) for name in emotions["exclude"]]
+    given += [("aliases", name) for pair in emotions["aliases"].items() for name in pair]
+    for setting, raw in given:
+        try:
+            emotion_name(str(raw))
+        except ValueError as error:
+            where = _where(["emotions", setting], emotions[setting], files)
+            raise UserError(f"{where}'emotions.{setting}': {error}") from None
+    names = {emotion_name(str(name)): emotion_name(other) for name, other in emotions["aliases"].items()}
+    for name, other in names.items():
+        if other in names:
+            where = _where(["emotions", "aliases"], emotions["aliases"], files)
+            problem = "itself" if other == name else f"{shown(other)}, which is an alias itself"
+            raise UserError(f"{where}'emotions.aliases': {shown(name)} counts as {problem}; name the emotion that is kept")
 
 
 def resolve_layers(wanted: list[int | float], n_layers: int) -> list[int]:

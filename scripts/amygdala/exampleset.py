@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from amygdala.files import read_json
@@ -14,12 +14,13 @@ TRAIN, HELD_OUT = "train", "held_out"
 
 @dataclass(frozen=True)
 class Example:
-    """A text's role for one emotion: polarity positive or negative, split train or held_out."""
+    """A text's role for one emotion: polarity positive or negative, split train or held_out, the paired scenarios it is of."""
 
     digest: str
     polarity: str
     split: str
     text: str
+    scenarios: list[str] = field(default_factory=list)
 
 
 def read_examples(path: str | Path) -> list[Example]:

@@ -1,26 +1,23 @@
 """Which emotions get a vector, and which texts are their examples (README.md, "What counts as an example").
 
-Everything here is a pure function of the snapshot and the configuration. The Snakefile needs only the Plan: hashes and counts,
-small at any size of graph; the examples job works its emotion's list out again from the snapshot.
+Everything here is a pure function of the snapshot's index and the configuration. The Snakefile needs only the Plan: hashes and
+counts, small at any size of graph; the examples job works its emotions' lists out again from the index.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from amygdala.errors import UserError, listed
-from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN, Example, count_examples, digests_of, shard_of
-from amygdala.graph import Node, emotion_name, folded
+from amygdala.corpus import Index, Postings
+from amygdala.errors import UserError, listed, shown
+from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN, shard_of
 from amygdala.keys import key
-
-WORD = re.compile(r"[^\W_]+")
+from amygdala.tags import emotion_name
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,7 @@ class Rules:
     top: int
     curated: tuple[str, ...]
     exclude: tuple[str, ...]
+    aliases: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Rules:
@@ -47,33 +45,22 @@ class Rules:
         settings: dict[str, Any] = {**config, **emotions}
         for side in ("curated", "exclude"):
             settings[side] = tuple(sorted({emotion_name(raw) for raw in emotions[side]}))
+        aliases = {emotion_name(str(name)): emotion_name(other) for name, other in emotions.get("aliases", {}).items()}
+        settings["aliases"] = dict(sorted(aliases.items()))
         return cls(**{name: settings[name] for name in cls.__dataclass_fields__})
+
+    @classmethod
+    def from_params(cls, params: Any) -> Rules:
+        """The rules out of a job's parameters: what ingredients() gave, its tuples as lists."""
+        settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in dict(params).items()}
+        return cls(**settings)
+
+    def names_of(self, emotion: str) -> list[str]:
+        """The emotion's own name and its aliases."""
+        return [emotion, *(name for name, other in self.aliases.items() if other == emotion)]
 
     def ingredients(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Text:
-    """A unique text with the scores of all nodes that hold it (the highest of each emotion)."""
-
-    digest: str
-    text: str
-    scores: dict[str, float]
-
-
-def unique_texts(nodes: Iterable[Node], min_content_chars: int) -> list[Text]:
-    """Texts of at least `min_content_chars` characters, one a digest, sorted by digest, scores merged by maximum."""
-    texts: dict[str, Text] = {}
-    for node in nodes:
-        if len(node.text) < min_content_chars:
-            continue
-        digest = node.digest
-        scores = dict(texts[digest].scores) if digest in texts else {}
-        for emotion, score in node.scores.items():
-            scores[emotion] = max(score, scores.get(emotion, 0.0))
-        texts[digest] = Text(digest, node.text, scores)
-    return [texts[digest] for digest in sorted(texts)]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
@@ -85,94 +72,121 @@ def _mix(values: np.ndarray) -> np.ndarray:
         return z ^ (z >> np.uint64(31))
 
 
-def _salted(digests: Sequence[str], *salt: Any) -> np.ndarray:
-    """A pseudo-random uint64 for each digest, independent between salts."""
-    heads = np.array([int(digest[:16], 16) for digest in digests], dtype=np.uint64)
+def _salted(hashes: np.ndarray, *salt: Any) -> np.ndarray:
+    """A pseudo-random uint64 for each text's hash (uint64 [n], the start of its digest), independent between salts."""
     own = hashlib.sha256("\0".join(str(part) for part in salt).encode()).digest()[:8]
-    return _mix(heads ^ np.frombuffer(own, dtype=">u8").astype(np.uint64))
+    return _mix(hashes ^ np.frombuffer(own, dtype=">u8").astype(np.uint64))
 
 
-def held_out_mask(digests: Sequence[str], share: float) -> np.ndarray:
-    """bool [n]: whether each text is held out, decided by its own digest, for all emotions alike."""
-    return _salted(digests, "held out").astype(np.float64) / 2.0**64 < share
+def held_out_mask(hashes: np.ndarray, share: float) -> np.ndarray:
+    """bool [n]: whether each text would be held out by its own digest, for all emotions alike."""
+    return _salted(hashes, "held out").astype(np.float64) / 2.0**64 < share
 
 
-def _phrase(emotion: str) -> tuple[str, ...]:
-    return tuple(WORD.findall(folded(emotion)))
+@dataclass(frozen=True)
+class Role:
+    """A text's role for an emotion. row: in the index; polarity: positive or negative; split: train or held_out."""
+
+    row: int
+    digest: str
+    polarity: str
+    split: str
 
 
 class Corpus:
-    """The unique texts of a snapshot with what all emotions share: words, split, the texts by tag."""
+    """The texts of an index under the rules: who is a positive or negative of what, and who is held out."""
 
-    def __init__(self, nodes: Iterable[Node], rules: Rules) -> None:
-        self.rules = rules
-        self.texts = unique_texts(nodes, rules.min_content_chars)
-        self.digests = [text.digest for text in self.texts]
-        self.held_out = held_out_mask(self.digests, rules.held_out)
-        self._words = [WORD.findall(folded(text.text)) for text in self.texts]
-        self._having: dict[str, list[int]] = {}
-        for row, words in enumerate(self._words):
-            for word in set(words):
-                self._having.setdefault(word, []).append(row)
-        self.tagged: dict[str, list[tuple[int, float]]] = {}
-        for row, text in enumerate(self.texts):
-            for emotion, score in text.scores.items():
-                self.tagged.setdefault(emotion, []).append((row, score))
+    def __init__(self, index: Index, rules: Rules) -> None:
+        self.index, self.rules = index, rules
+        self.hashes = index.hashes
+        self.usable = index.chars >= rules.min_content_chars
+        own = held_out_mask(self.hashes, rules.held_out)
+        # Near duplicates stay on one side: held out only where all of a group are. So a new text can bring an old one into
+        # training, and never takes a text that vectors have seen for an unseen one.
+        all_out = np.ones(len(own), dtype=bool)
+        np.logical_and.at(all_out, index.twins, own)
+        self.held_out = all_out[index.twins]
+        self.moved = np.flatnonzero(own & ~self.held_out)
+
+    def _of(self, postings: Postings, emotion: str) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, values) of an emotion and its aliases: the parts' concatenation, so a row may stand in it more than once."""
+        parts = [postings[name] for name in self.rules.names_of(emotion)]
+        return np.concatenate([rows for rows, _ in parts]), np.concatenate([values for _, values in parts])
+
+    def scores(self, emotion: str) -> tuple[np.ndarray, np.ndarray]:
+        """(rows int [n], scores float64 [n]) of the texts with the emotion; of an alias and its emotion the higher score."""
+        rows, scores = self._of(self.index.tags, emotion)
+        unique, place = np.unique(rows, return_inverse=True)
+        highest = np.zeros(len(unique))
+        np.maximum.at(highest, place, scores)
+        return unique, highest
 
     def positives(self, emotion: str) -> np.ndarray:
-        """int [n]: rows of the texts scored at least `min_positive_score`."""
-        limit = self.rules.min_positive_score
-        return np.array([row for row, score in self.tagged.get(emotion, ()) if score >= limit], dtype=np.int64)
+        """int [n]: rows of the texts scored at least `min_positive_score` that don't show their own label."""
+        rows, scores = self.scores(emotion)
+        rows = rows[(scores >= self.rules.min_positive_score) & self.usable[rows]]
+        return np.setdiff1d(rows, self._of(self.index.leaks, emotion)[0])
 
-    def mentions(self, emotion: str) -> Counter[int]:
-        """How often the emotion's name stands in each text as a whole word (or phrase); texts without it are absent."""
-        phrase = _phrase(emotion)
-        counts: Counter[int] = Counter()
-        for row in self._having.get(phrase[0], ()):
-            words = self._words[row]
-            count = sum(tuple(words[i : i + len(phrase)]) == phrase for i in range(len(words)))
-            if count:
-                counts[row] = count
-        return counts
+    def labels_shown(self, emotion: str) -> int:
+        """How many texts would be positives, but still hold `emotion:number` where the model would see it."""
+        rows, scores = self.scores(emotion)
+        rows = rows[(scores >= self.rules.min_positive_score) & self.usable[rows]]
+        return len(np.intersect1d(rows, self._of(self.index.leaks, emotion)[0]))
 
     def negatives(self, emotion: str) -> np.ndarray:
         """int [n]: rows of the texts without the emotion that mention it at most `max_negative_mentions` times."""
         limit = self.rules.max_negative_score
-        allowed = np.ones(len(self.texts), dtype=bool)
-        for row, score in self.tagged.get(emotion, ()):
-            allowed[row] = limit is not None and score <= limit and score < self.rules.min_positive_score
-        for row, count in self.mentions(emotion).items():
-            if count > self.rules.max_negative_mentions:
-                allowed[row] = False
+        allowed = self.usable.copy()
+        rows, scores = self.scores(emotion)
+        low = np.zeros(len(rows), dtype=bool) if limit is None else (scores <= limit)
+        allowed[rows] &= low & (scores < self.rules.min_positive_score)
+        mentions = np.zeros(len(allowed))
+        named, counts = self._of(self.index.mentions, emotion)
+        np.add.at(mentions, named, counts)
+        allowed &= mentions <= self.rules.max_negative_mentions
         return np.flatnonzero(allowed)
 
     def _capped(self, rows: np.ndarray, emotion: str) -> np.ndarray:
         """The `max_examples_per_emotion` rows with the smallest hash(seed, emotion, digest), in order of digest."""
         cap = self.rules.max_examples_per_emotion
         if len(rows) > cap:
-            order = _salted([self.digests[row] for row in rows], self.rules.seed, emotion)
+            order = _salted(self.hashes[rows], self.rules.seed, emotion)
             rows = rows[np.argsort(order, kind="stable")[:cap]]
         return np.sort(rows)
 
-    def examples(self, emotion: str) -> list[Example]:
+    def roles(self, emotion: str) -> list[Role]:
         """The emotion's examples: positives, then negatives, each in order of digest."""
-        return [
-            Example(self.digests[row], polarity, HELD_OUT if self.held_out[row] else TRAIN, self.texts[row].text)
-            for polarity, rows in ((POSITIVE, self.positives(emotion)), (NEGATIVE, self.negatives(emotion)))
-            for row in self._capped(rows, emotion)
-        ]
+        found: list[Role] = []
+        for polarity, rows in ((POSITIVE, self.positives(emotion)), (NEGATIVE, self.negatives(emotion))):
+            chosen = self._capped(rows, emotion)
+            for row, digest in zip(chosen, self.index.hex_digests(chosen), strict=True):
+                found.append(Role(int(row), digest, polarity, HELD_OUT if self.held_out[row] else TRAIN))
+        return found
 
-    def select(self) -> tuple[list[str], dict[str, str]]:
-        """Chosen emotions, sorted, and for each one left out the reason (examples are counted later)."""
+    def scenarios(self) -> dict[int, list[str]]:
+        """{row: names} of the texts that belong to scenarios."""
+        found: dict[int, list[str]] = {}
+        for name in self.index.scenarios.names:
+            for row in self.index.scenarios[name][0]:
+                found.setdefault(int(row), []).append(name)
+        return found
+
+    def select(self) -> tuple[dict[str, str], dict[str, str], dict[str, int]]:
+        """(chosen emotions with the reason, those left out with the reason, positives of each); examples are counted later."""
         rules = self.rules
-        counts = {emotion: len(self.positives(emotion)) for emotion in self.tagged}
+        tagged = {rules.aliases.get(name, name) for name in self.index.tags.names}
+        counts = {emotion: len(self.positives(emotion)) for emotion in tagged}
         ranked = sorted(counts, key=lambda emotion: (-counts[emotion], emotion))
         ranked = [emotion for emotion in ranked if emotion not in rules.exclude]
-        chosen: set[str] = set()
-        left_out = {emotion: "excluded by the configuration" for emotion in rules.exclude if emotion in counts}
+        chosen: dict[str, str] = {}
+        left_out = {emotion: "excluded (emotions.exclude)" for emotion in rules.exclude if emotion in counts}
+        for name in self.index.tags.names:
+            if name in rules.aliases:
+                left_out[name] = f"counts as {rules.aliases[name]} (emotions.aliases)"
         if rules.select != "curated":
             enough = [emotion for emotion in ranked if counts[emotion] >= rules.min_positives]
-            chosen.update(enough[: rules.top])
+            for rank, emotion in enumerate(enough[: rules.top], 1):
+                chosen[emotion] = f"number {rank} of the most common"
             for emotion in enough[rules.top :]:
                 left_out[emotion] = f"not among the {rules.top} most common (emotions.top)"
             for emotion in ranked:
@@ -185,52 +199,84 @@ class Corpus:
         if rules.select != "data":
             for emotion in rules.curated:
                 if emotion in rules.exclude:
-                    left_out[emotion] = "excluded by the configuration"
+                    left_out[emotion] = "excluded (emotions.exclude)"
+                elif emotion in rules.aliases:
+                    left_out[emotion] = f"counts as {rules.aliases[emotion]} (emotions.aliases)"
                 elif emotion not in counts:
                     left_out[emotion] = f"curated, but no text of {rules.min_content_chars} characters or more carries this tag"
                 else:
-                    chosen.add(emotion)
+                    chosen[emotion] = "curated" + (f", {chosen[emotion]}" if emotion in chosen else "")
                     left_out.pop(emotion, None)
-        return sorted(chosen), left_out
+        return dict(sorted(chosen.items())), left_out, counts
+
+    def near_duplicates(self) -> dict[str, int]:
+        """How many texts have a near duplicate, in how many groups, and how many moved from held-out to training for it."""
+        sizes = np.bincount(self.index.twins, minlength=1)
+        return {
+            "texts": int(sizes[sizes > 1].sum()),
+            "groups": int((sizes > 1).sum()),
+            "moved_to_train": len(self.moved),
+        }
 
 
 @dataclass(frozen=True)
 class Plan:
     """What the Snakefile needs to know of a snapshot: a few hundred bytes an emotion.
 
-    emotions: {emotion: {"examples": hash, "training": hash, "counts": …}}; left_out: {emotion: reason};
-    shards: one {"texts": number, "digests": hash} a shard; nodes, texts: numbers.
+    emotions: {emotion: {"examples": hash, "training": hash, "counts": …}}; selection: {name: {"chosen", "reason", "positives",
+    …}} of every emotion in the graph or the configuration; shards: one {"texts": number, "digests": hash} a shard; texts:
+    number of texts that go through the model; graph: counts of the snapshot.
     """
 
     emotions: dict[str, dict[str, Any]]
-    left_out: dict[str, str]
+    selection: dict[str, dict[str, Any]]
     shards: list[dict[str, Any]]
-    nodes: int
     texts: int
+    graph: dict[str, Any]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """{emotion: reason} of those without a vector."""
+        return {emotion: facts["reason"] for emotion, facts in self.selection.items() if not facts["chosen"]}
 
 
-def make_plan(nodes: Sequence[Node], rules: Rules, shards: int, name: str) -> Plan:
+def count_roles(roles: Sequence[Role]) -> dict[str, dict[str, int]]:
+    """{split: {polarity: number}}"""
+    counts = {split: {POSITIVE: 0, NEGATIVE: 0} for split in (TRAIN, HELD_OUT)}
+    for role in roles:
+        counts[role.split][role.polarity] += 1
+    return counts
+
+
+def make_plan(index: Index, rules: Rules, shards: int, name: str) -> Plan:
     """The plan of a snapshot. `name` (the graph's) is for messages; UserError where no emotion has enough examples."""
-    corpus = Corpus(nodes, rules)
-    chosen, left_out = corpus.select()
+    corpus = Corpus(index, rules)
+    chosen, left_out, positives = corpus.select()
+    scenarios = corpus.scenarios()
     emotions: dict[str, dict[str, Any]] = {}
+    selection: dict[str, dict[str, Any]] = {}
     forwarded: set[str] = set()
-    for emotion in chosen:
-        examples = corpus.examples(emotion)
-        counts = count_examples(examples)
+    for emotion, reason in chosen.items():
+        roles = corpus.roles(emotion)
+        counts = count_roles(roles)
+        selection[emotion] = {"chosen": True, "reason": reason, "positives": positives[emotion]}
+        selection[emotion] |= {"negatives": len(corpus.negatives(emotion)), "label_shown": corpus.labels_shown(emotion)}
         short = [f"{counts[TRAIN][side]} {side}s" for side in counts[TRAIN] if counts[TRAIN][side] < rules.min_examples]
         if short:
-            left_out[emotion] = f"{' and '.join(short)} to train on, fewer than min_examples ({rules.min_examples})"
+            reason = f"{' and '.join(short)} to train on, fewer than min_examples ({rules.min_examples})"
+            selection[emotion] |= {"chosen": False, "reason": reason}
             continue
-        forwarded.update(example.digest for example in examples)
+        forwarded.update(role.digest for role in roles)
         emotions[emotion] = {
-            "examples": key([(e.digest, e.polarity, e.split) for e in examples]),
-            "training": key(digests_of(examples, TRAIN)),
+            "examples": key([(role.digest, role.polarity, role.split, scenarios.get(role.row, [])) for role in roles]),
+            "training": key(training_of(roles)),
             "counts": counts,
         }
+    for emotion, reason in left_out.items():
+        selection[emotion] = {"chosen": False, "reason": reason, "positives": positives.get(emotion, 0)}
     if not emotions:
-        most = sorted(corpus.tagged, key=lambda emotion: (-len(corpus.positives(emotion)), emotion))[:8]
-        found = ", ".join(f"{emotion} {len(corpus.positives(emotion))}" for emotion in most) or "no tags at all"
+        most = sorted(positives, key=lambda emotion: (-positives[emotion], emotion))[:8]
+        found = ", ".join(f"{emotion} {positives[emotion]}" for emotion in most) or "no tags at all"
         raise UserError(
             f"{name}: no emotion has enough positives. Texts scored at least {rules.min_positive_score:g}: {found}. "
             "Lower emotions.min_positives, min_examples or min_positive_score, or give a larger graph"
@@ -239,10 +285,32 @@ def make_plan(nodes: Sequence[Node], rules: Rules, shards: int, name: str) -> Pl
     for digest in sorted(forwarded):
         members[shard_of(digest, shards)].append(digest)
     parts = [{"texts": len(digests), "digests": key(digests)} for digests in members]
-    return Plan(emotions, dict(sorted(left_out.items())), parts, len(nodes), len(forwarded))
+    graph = {**index.facts, "unique_texts": len(index.chars), "near_duplicates": corpus.near_duplicates()}
+    return Plan(emotions, dict(sorted(selection.items())), parts, len(forwarded), graph)
+
+
+def training_of(roles: Sequence[Role]) -> dict[str, list[str]]:
+    """{polarity: sorted digests} of the training split: all that a vector knows of its emotion."""
+    sides: dict[str, list[str]] = {POSITIVE: [], NEGATIVE: []}
+    for role in roles:
+        if role.split == TRAIN:
+            sides[role.polarity].append(role.digest)
+    return {polarity: sorted(digests) for polarity, digests in sides.items()}
 
 
 def warnings_of(plan: Plan, rules: Rules) -> list[str]:
-    """What a person should hear of before the run: curated emotions that get no vector."""
-    missing = [emotion for emotion in rules.curated if emotion in plan.left_out and rules.select != "data"]
-    return [f"emotion {listed([emotion])} gets no vector: {plan.left_out[emotion]}" for emotion in missing]
+    """What a person should hear of before the run: curated emotions without a vector, skipped nodes, labels left in texts."""
+    left_out = plan.left_out
+    missing = [emotion for emotion in rules.curated if emotion in left_out and rules.select != "data"]
+    lines = [f"emotion {listed([emotion])} gets no vector: {left_out[emotion]}" for emotion in missing]
+    if plan.graph["skipped"]:
+        _, node, reason = plan.graph["skipped_nodes"][0]
+        lines.append(f"{plan.graph['skipped']} nodes were skipped (bad_nodes), the first {shown(node)}: {reason}")
+    shown_labels = {emotion: facts["label_shown"] for emotion, facts in plan.selection.items() if facts.get("label_shown")}
+    if shown_labels:
+        most = sorted(shown_labels, key=lambda emotion: (-shown_labels[emotion], emotion))
+        lines.append(
+            f"{sum(shown_labels.values())} texts are no positives because their own label stands in them as name:number "
+            f"({', '.join(f'{emotion} {shown_labels[emotion]}' for emotion in most[:8])})"
+        )
+    return lines

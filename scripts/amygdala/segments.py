@@ -105,6 +105,7 @@ class Mapped:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._arrays: dict[str, np.ndarray] = {}
         try:
             size = self.path.stat().st_size
             with open(self.path, "rb") as file:
@@ -124,7 +125,9 @@ class Mapped:
             raise DamagedError(f"unreadable ({type(error).__name__}: {error})") from None
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor `name` as a read-only memory map."""
+        """The tensor `name` as a read-only memory map. One that was mapped stays readable when the file is set aside or removed."""
+        if name in self._arrays:
+            return self._arrays[name]
         try:
             entry = self._entries[name]
             shape: tuple[int, ...] = tuple(entry["shape"])
@@ -134,7 +137,8 @@ class Mapped:
                 raise ValueError(f"{end - begin} bytes for shape {shape}")
             if 0 in shape:
                 return np.zeros(shape, dtype)
-            return np.memmap(self.path, mode="r", dtype=dtype, shape=shape, offset=self._start + begin)
+            self._arrays[name] = np.memmap(self.path, mode="r", dtype=dtype, shape=shape, offset=self._start + begin)
+            return self._arrays[name]
         except (LookupError, TypeError, ValueError, OSError) as error:
             raise DamagedError(f"unreadable (tensor {name!r}: {type(error).__name__}: {error})") from None
 

@@ -1,0 +1,38 @@
+rule changes:
+    input:
+        ancient(build.snapshot),
+    log:
+        "logs/changes.log",
+    conda:
+        "../envs/light.yaml"
+    params:
+        manifest=f"{build.results}/readout/manifest.json",
+        current=build.change_settings(),
+        files=get_built_files(),
+        fetched=build.config["snapshot"],
+        store=build.store,
+        rules=build.rules.ingredients(),
+        output=f"{build.results}/changes.json",
+    message:
+        "Changes since the last release"
+    script:
+        "../scripts/changes.py"
+
+
+rule selection:
+    input:
+        ancient(build.snapshot),
+    log:
+        "logs/selection.log",
+    conda:
+        "../envs/light.yaml"
+    params:
+        selection=build.plan.selection,
+        counts=get_all_counts(),
+        index=build.index_settings(),
+        rules=build.rules.ingredients(),
+        output=f"{build.results}/selection.json",
+    message:
+        "Selection of emotions"
+    script:
+        "../scripts/selection.py"

@@ -1,0 +1,189 @@
+"""A memory server that speaks the Model Context Protocol, over streamable HTTP or as a command over stdio."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from typing import IO, Any
+
+import anyio
+import httpx2
+from mcp import MCPError
+from mcp.client import Client
+from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.client.streamable_http import streamable_http_client
+
+from amygdala.errors import UserError, listed, shown
+from amygdala.live import Collected, Page, page_of, pages, without_secrets
+from amygdala.patience import MB, Limits, PatientTransport, address, headers, token_of
+from amygdala.records import MISSING, Fields, at_path
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # @modelcontextprotocol/server-memory: one answer with all entities and their observations
+    "knowledge-graph": {"tool": "read_graph", "items": "entities", "key": "name", "text": "observations"},
+    # a server that lists keys page by page, and renders one node at a time
+    "nodes": {
+        "tool": "list_nodes",
+        "items": "nodes",
+        "key": "key",
+        "next": "next_cursor",
+        "cursor_argument": "cursor",
+        "render_tool": "render_node",
+        "render_argument": "key",
+        "text": "text",
+    },
+}
+AT_ONCE = 8
+
+
+def with_preset(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options over those of their preset; `render_tool: null` takes the texts from the list itself."""
+    return {**PRESETS.get(options.get("preset", ""), {}), **options}
+
+
+class Server:
+    """A connected server whose tools are called, with messages for people."""
+
+    def __init__(self, client: Client, what: str, timeout_s: float | None, options: Mapping[str, Any]) -> None:
+        self.client, self.what, self.timeout_s, self.options = client, what, timeout_s, options
+
+    async def call(self, tool: str, arguments: Mapping[str, Any]) -> Any:
+        """What a tool answers: its structured content, else its text as JSON, else the text itself."""
+        try:
+            result = await self.client.call_tool(tool, dict(arguments), read_timeout_seconds=self.timeout_s)
+        except MCPError as error:
+            raise UserError(f"{self.what}: tool {shown(tool)}: {shown(str(error), 300)}{await self._tools(tool)}") from None
+        text = "\n".join(part.text for part in result.content if part.type == "text")
+        if result.is_error:
+            raise UserError(f"{self.what}: tool {shown(tool)} failed: {shown(text, 300)}{await self._tools(tool)}")
+        if result.structured_content is not None:
+            return result.structured_content
+        try:
+            return json.loads(text)
+        except RecursionError:
+            raise UserError(f"{self.what}: tool {shown(tool)}: JSON nested too deeply") from None
+        except ValueError:
+            return text
+
+    async def _tools(self, tool: str) -> str:
+        """The server's tools, where the one called is not among them."""
+        with contextlib.suppress(Exception), anyio.move_on_after(5):
+            names = sorted(found.name for found in (await self.client.list_tools()).tools)
+            if tool not in names:
+                return f". The server's tools: {listed(names)} (`tool`)"
+        return ""
+
+
+def _unwrapped(data: Any, path: str) -> Any:
+    """Servers wrap what is no object as {"result": …}."""
+    if isinstance(data, Mapping) and set(data) == {"result"} and at_path(data, path) is MISSING:
+        inner = data["result"]
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            return json.loads(inner)
+        return inner
+    return data
+
+
+@contextlib.asynccontextmanager
+async def _connected(options: Mapping[str, Any], limits: Limits, collected: Collected) -> AsyncIterator[Server]:
+    token = token_of(options, collected.what)
+    if "memory_mcp_url" in options:
+        what = f"{collected.what} ({address(options['memory_mcp_url'])})"
+        # The SDK opens a GET stream that servers need not have; only what carries calls is tried again.
+        transport = PatientTransport(what, limits, collected.say, options, patient=("POST",))
+        timeout = httpx2.Timeout(limits.timeout_s)
+        try:
+            async with httpx2.AsyncClient(transport=transport, headers=headers(token), timeout=timeout) as http:
+                size = int(limits.max_page_mb * MB)
+                streams = streamable_http_client(options["memory_mcp_url"], http_client=http, max_sse_event_size=size)
+                async with Client(streams, cache=None) as client:
+                    yield Server(client, what, None, options)
+        except BaseException:
+            if transport.problem is not None:
+                raise transport.problem from None
+            raise
+        return
+    command = options["command"]
+    what = f"{collected.what} (command {shown(command[0])})"
+    names = [*options.get("environment", []), *([options["token_env"]] if token else [])]
+    environment = {name: os.environ[name] for name in names if name in os.environ}
+    parameters = StdioServerParameters(command=command[0], args=list(command[1:]), env=environment)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        try:
+            async with Client(
+                stdio_client(parameters, errlog=said), cache=None, read_timeout_seconds=limits.timeout_s
+            ) as client:
+                yield Server(client, what, limits.timeout_s, options)
+        except OSError as error:
+            raise UserError(f"{what}: cannot be started: {error.strerror or error}") from None
+        except (Exception, BaseExceptionGroup) as error:
+            if "Connection closed" in str(error):
+                raise UserError(f"{what}: it ended{_last_words(said, options)}") from None
+            raise
+
+
+def _last_words(said: IO[str], options: Mapping[str, Any]) -> str:
+    said.seek(0)
+    lines = [line.strip() for line in said.read()[-4000:].splitlines() if line.strip()]
+    return f"; the last that it said: {shown(without_secrets(' / '.join(lines[-3:]), options), 400)}" if lines else ""
+
+
+async def collect(options: Mapping[str, Any], limits: Limits, collected: Collected) -> None:
+    """Add all nodes of the server to `collected`. UserError where it cannot be reached, a tool fails, or nodes are missing."""
+    options = with_preset(options)
+    fields = Fields.of(options)
+    async with _connected(options, limits, collected) as server:
+
+        async def page(cursor: str | None) -> Page:
+            arguments = dict(options.get("arguments", {}))
+            if cursor is not None:
+                arguments[options.get("cursor_argument", "cursor")] = cursor
+            data = _unwrapped(await server.call(options["tool"], arguments), options.get("items", "nodes"))
+            return page_of(data, options, server.what)
+
+        rendered = options.get("render_tool")
+        listed_keys: dict[str, Any] = {}
+        known = (lambda: len(listed_keys)) if rendered else (lambda: len(collected.nodes))
+        async for found in pages(page, server.what, known):
+            for record in found.items:
+                try:
+                    if rendered:
+                        listed_keys[record if isinstance(record, str) else fields.key_of(record)] = record
+                    else:
+                        for raw in fields.nodes(record):
+                            collected.add(raw)
+                except ValueError as error:
+                    raise UserError(f"{server.what}: {error} (in {shown(record, 120)})") from None
+            if len(listed_keys) > limits.max_nodes:
+                raise UserError(f"{server.what}: more than max_nodes ({limits.max_nodes}) nodes")
+        if rendered:
+            await _render(server, listed_keys, fields, collected)
+
+
+async def _render(server: Server, listed_keys: Mapping[str, Any], fields: Fields, collected: Collected) -> None:
+    """Add each listed node with the text that the render tool gives, several calls at a time."""
+    options = server.options
+    waiting = iter(listed_keys.items())
+
+    async def work() -> None:
+        for key, record in waiting:
+            data = await server.call(options["render_tool"], {options.get("render_argument", "key"): key})
+            data = _unwrapped(data, fields.text)
+            item = dict(record) if isinstance(record, Mapping) else {}
+            body = at_path(data, fields.text) if isinstance(data, Mapping) else data
+            time = at_path(data if at_path(data, fields.time) is not MISSING else item, fields.time)
+            flat = Fields(observations=fields.observations)
+            try:
+                for raw in flat.nodes(
+                    {"key": key, "text": None if body is MISSING else body, "time": None if time is MISSING else time}
+                ):
+                    collected.add(raw)
+            except ValueError as error:
+                raise UserError(f"{server.what}: node {shown(key)}: {error}") from None
+
+    async with anyio.create_task_group() as group:
+        for _ in range(min(options.get("at_once", AT_ONCE), len(listed_keys))):
+            group.start_soon(work)

@@ -1,0 +1,154 @@
+"""Near-duplicate texts: MinHash signatures and banding (Broder 1997, "On the resemblance and containment of documents";
+Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4).
+
+Two texts are near duplicates where the share of equal minima of their 3-word shingles, an estimate of the shingle sets' Jaccard
+similarity, is at least SIMILAR. That is decided by the two texts alone, whatever else the graph holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+SHINGLE = 3
+BANDS, ROWS = 16, 4
+SIMILAR = 0.7
+NEIGHBOURS = 64
+CHUNK = 1 << 20
+BLOCK = 1 << 21
+
+
+def _salts(count: int) -> np.ndarray:
+    digests = (hashlib.sha256(f"minhash {number}".encode()).digest()[:8] for number in range(count))
+    return np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.uint64)
+
+
+MULTIPLIERS, OFFSETS = _salts(2 * BANDS * ROWS).reshape(2, -1)
+MULTIPLIERS |= np.uint64(1)
+
+
+class WordHashes:
+    """A 64-bit hash of each word, the same in every graph."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+
+    def __call__(self, words: Iterable[str]) -> list[int]:
+        known = self._known
+        try:
+            return [known[word] for word in words]
+        except KeyError:
+            for word in words:
+                if word not in known:
+                    known[word] = int.from_bytes(
+                        hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "big"
+                    )
+            return [known[word] for word in words]
+
+
+def signatures(hashes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """MinHash signatures: uint32 [n, BANDS * ROWS].
+
+    hashes: uint64 [sum of lengths], the hashes of all texts' words in order; lengths: int [n], words a text, each at least 1.
+    A text shorter than a shingle is one shingle.
+    """
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    with np.errstate(over="ignore"):
+        shingles = hashes.copy()
+        left = np.repeat(starts + lengths, lengths) - np.arange(len(hashes))  # words from here to the text's end
+        for step in range(1, SHINGLE):
+            following = np.zeros_like(hashes)
+            following[:-step] = hashes[step:]
+            following[left <= step] = 0
+            shingles = (shingles * np.uint64(0x9E3779B97F4A7C15)) ^ following ^ (shingles >> np.uint64(29))
+        whole = (left >= SHINGLE) | (np.arange(len(hashes)) == np.repeat(starts, lengths))
+        shingles ^= shingles >> np.uint64(32)
+        shingles *= np.uint64(0xD6E8FEB86659FD93)
+        shingles ^= shingles >> np.uint64(32)
+        kept = shingles[whole]
+        counts = np.maximum(lengths - SHINGLE + 1, 1)
+        begins = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        result = np.empty((len(lengths), BANDS * ROWS), dtype=np.uint32)
+        for number in range(BANDS * ROWS):
+            mixed = ((kept * MULTIPLIERS[number] + OFFSETS[number]) >> np.uint64(32)).astype(np.uint32)
+            result[:, number] = np.minimum.reduceat(mixed, begins)
+    return result
+
+
+def pairs(signed: np.ndarray) -> np.ndarray:
+    """int [p, 2]: the rows of near-duplicate pairs, the smaller first.
+
+    Candidates share all ROWS minima of a band; each is compared with the NEIGHBOURS after it that do (a bucket of more texts is
+    a crowd of copies, which chains join).
+    """
+    found: list[np.ndarray] = []
+    for band in range(BANDS):
+        part = np.ascontiguousarray(signed[:, band * ROWS : (band + 1) * ROWS])
+        keys = part.view(f"V{part.itemsize * ROWS}").ravel()
+        _, buckets = np.unique(keys, return_inverse=True)
+        order = np.argsort(buckets, kind="stable")
+        sorted_buckets = buckets[order]
+        for step in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
+            same = np.flatnonzero(sorted_buckets[:-step] == sorted_buckets[step:])
+            if not len(same):
+                break
+            found.append(_similar(signed, np.stack([order[same], order[same + step]], axis=1)))
+    if not found:
+        return np.empty((0, 2), dtype=np.int64)
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _similar(signed: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    kept = [
+        chunk[(signed[chunk[:, 0]] == signed[chunk[:, 1]]).mean(axis=1) >= SIMILAR]
+        for chunk in np.array_split(candidates, -(-len(candidates) // CHUNK))
+    ]
+    return np.concatenate(kept)
+
+
+class Signer:
+    """Signatures of texts given one at a time by their words, worked out in blocks of BLOCK words."""
+
+    def __init__(self) -> None:
+        self._hash = WordHashes()
+        self._hashes: list[int] = []
+        self._lengths: list[int] = []
+        self._rows: list[int] = []
+        self._done: list[np.ndarray] = []
+        self.texts = 0
+
+    def add(self, words: Sequence[str]) -> None:
+        """The next text. One without a word stands alone."""
+        if words:
+            self._hashes.extend(self._hash(words))
+            self._lengths.append(len(words))
+            self._rows.append(self.texts)
+        self.texts += 1
+        if len(self._hashes) >= BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._lengths:
+            self._done.append(signatures(np.array(self._hashes, dtype=np.uint64), np.array(self._lengths, dtype=np.int64)))
+            self._hashes, self._lengths = [], []
+
+    def groups(self) -> np.ndarray:
+        """int32 [n]: for each text the first row of its group of near duplicates, itself where it has none."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        self._flush()
+        first = np.arange(self.texts, dtype=np.int32)
+        if len(self._rows) < 2:
+            return first
+        joined = np.array(self._rows)[pairs(np.concatenate(self._done))]
+        if len(joined):
+            shape = (self.texts, self.texts)
+            graph = coo_array((np.ones(len(joined), dtype=bool), (joined[:, 0], joined[:, 1])), shape=shape)
+            number, labels = connected_components(graph, directed=False)
+            smallest = np.full(number, self.texts, dtype=np.int32)
+            np.minimum.at(smallest, labels, first)
+            first = smallest[labels]
+        return first

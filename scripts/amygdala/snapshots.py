@@ -1,0 +1,66 @@
+"""The current snapshot: its key, its place in the store, and the index beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from amygdala.corpus import Index, index_of_snapshot, make_index, read_index, write_index
+from amygdala.errors import UserError
+from amygdala.keys import code, key
+from amygdala.sources import Graph
+from amygdala.tags import emotion_name
+
+Say = Any
+
+
+def names_looked_for(config: Mapping[str, Any]) -> list[str]:
+    """Names that count as mentions of an emotion though they may tag no node: aliases, and what they stand for."""
+    aliases = config["emotions"]["aliases"]
+    return sorted({emotion_name(str(name)) for pair in aliases.items() for name in pair})
+
+
+def index_path(store: str, snapshot_key: str, looked_for: Sequence[str]) -> str:
+    """Where the index of a stored snapshot lies; its name covers the code that makes it."""
+    return f"{store}/snapshots/{snapshot_key}.{key('index', list(looked_for), code('amygdala.corpus'))}.safetensors"
+
+
+class Snapshot:
+    """The snapshot that the configured sources make now. UserError where a source is missing or not fetched yet.
+
+    config: the checked configuration; base: folders that relative paths are looked for in.
+    """
+
+    def __init__(self, config: Mapping[str, Any], base: Sequence[Path], store: str) -> None:
+        self.graph = Graph(config, base, Path(store))
+        self.key = key("snapshot", self.graph.identity, code("snapshot"))
+        self.path = f"{store}/snapshots/{self.key}.jsonl"
+        self.looked_for = names_looked_for(config)
+        self.index_path = index_path(store, self.key, self.looked_for)
+
+    def index(self, say: Say = None) -> Index:
+        """The stored index; where there is none, it is made from the sources and stored (a store that cannot be written is no
+        error). `say` hears of it, as it takes about 20 s for 100,000 nodes."""
+        known = read_index(Path(self.index_path))
+        if known is not None:
+            return known
+        if say is not None:
+            say(f"indexing {self.graph.title}")
+        nodes, skipped = self.graph.nodes()
+        return remember_index(self.index_path, make_index(nodes, skipped, self.looked_for))
+
+
+def remember_index(path: str | Path, index: Index) -> Index:
+    """Store an index, if that is possible."""
+    try:
+        write_index(Path(path), index)
+    except (UserError, OSError):
+        return index
+    return index
+
+
+def index_beside(path: str | Path, snapshot: str | Path, facts: Mapping[str, Any], looked_for: Iterable[str]) -> Index:
+    """The index at `path`; where it is missing or damaged, made again from the stored snapshot."""
+    known = read_index(Path(path))
+    return known if known is not None else remember_index(path, index_of_snapshot(snapshot, facts, looked_for))

@@ -1,0 +1,118 @@
+"""The last release against the current snapshot and configuration, told on the terminal and written to changes.json."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amygdala import changes
+from amygdala.batch import missing_of
+from amygdala.corpus import Index, make_index
+from amygdala.errors import UserError
+from amygdala.files import recall, write_json
+from amygdala.graph import canonical, read_snapshot
+from amygdala.job import job
+from amygdala.plan import Corpus, Rules
+from amygdala.segments import held_rows
+from amygdala.snapshots import index_beside, index_path, names_looked_for
+from amygdala.sources import previous_of, read_live
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def to_forward(index: Index, corpus: Corpus, emotions: Iterable[str], layers: Sequence[int], space: Path) -> changes.Forward:
+    """The texts of all examples, and those of which the store lacks a row at one of the layers."""
+    rows = {role.row: bytes.fromhex(role.digest) for emotion in emotions for role in corpus.roles(emotion)}
+    held = [held_rows(space, layer).places for layer in layers]
+    lacking = [row for row, digest in rows.items() if not all(digest in places for places in held)]
+    return changes.Forward(len(lacking), len(rows), int(index.chars[lacking].sum()), recall(space / "rate.json"))
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the current snapshot is compared with. since: the last release's snapshot key, or "refresh" for the snapshot before
+    the last refresh; nodes: None where they are no longer to be had.
+    """
+
+    since: str
+    count: int
+    rules: Rules
+    concepts: Sequence[str]
+    nodes: dict[tuple[str, str], changes.Version] | None
+    index: Index | None
+
+
+def before_release(manifest: Mapping[str, Any], store: str) -> Before:
+    """The last release, its snapshot out of the store."""
+    key, config = manifest["snapshot"]["key"], manifest["config"]
+    rules, count = Rules.of(config), manifest["snapshot"]["nodes"]
+    snapshot = Path(store, "snapshots", f"{key}.jsonl")
+    if not snapshot.exists():
+        return Before(key, count, rules, manifest["concepts"], None, None)
+    looked_for = names_looked_for({"emotions": {"aliases": {}, **config["emotions"]}})
+    nothing_skipped = {"skipped": 0, "skipped_nodes": []}
+    index = index_beside(index_path(store, key, looked_for), snapshot, nothing_skipped, looked_for)
+    return Before(key, count, rules, manifest["concepts"], changes.versions(read_snapshot(snapshot)), index)
+
+
+def before_refresh(previous: Path, current: Mapping[str, Any], rules: Rules) -> Before | None:
+    """The live sources as they were before the last refresh, beside local ones as they are; None where that is not known."""
+    try:
+        old = read_live(previous)
+    except (UserError, OSError):
+        return None
+    kept = [node for node in read_snapshot(current["snapshot"]) if node.origin not in old]
+    nodes = kept + [node for name, raws in old.items() for node in canonical(name, raws, skip_bad=True)[0]]
+    nodes.sort(key=lambda node: (node.origin, node.key))
+    index = make_index(nodes, extra=current["index"]["looked_for"])
+    corpus = Corpus(index, rules)
+    concepts = sorted(set(corpus.select()[0]) & set(current["emotions"]))
+    return Before("refresh", len(nodes), rules, concepts, changes.versions(nodes), index)
+
+
+def make_report(
+    before: Before | None,
+    facts: Mapping[str, Any],
+    current: Mapping[str, Any],
+    files: Mapping[str, Iterable[str]],
+    rules: Rules,
+) -> changes.Report:
+    """The current snapshot against `before`.
+
+    facts: of the last release's manifest, empty without one; current: snapshot (path), snapshot_key, index (see
+    Build.index_settings), layers, space, facts (of the manifest to be), nodes; files: {emotion: what is built for it}.
+    """
+    beside = current["index"]
+    index = index_beside(beside["path"], current["snapshot"], beside["facts"], beside["looked_for"])
+    rebuild = sorted(emotion for emotion, paths in files.items() if missing_of(paths))
+    forward = to_forward(index, Corpus(index, rules), files, current["layers"], Path(current["space"]))
+    settings = changes.setting_changes(facts, current["facts"]) if facts else []
+    nodes: list[changes.NodeChange] = []
+    emotions: list[changes.EmotionChange] = []
+    if before is not None and before.nodes is not None and before.index is not None:
+        nodes = changes.node_changes(before.nodes, changes.versions(read_snapshot(current["snapshot"])))
+        emotions = changes.emotion_changes((before.index, before.rules, before.concepts), (index, rules, files), nodes)
+    elif before is not None:
+        settings.append(f"the last release's snapshot {before.since} is not in the store: nodes cannot be compared")
+    since, count = (before.since, before.count) if before is not None else (None, 0)
+    return changes.Report(
+        since, current["snapshot_key"], (count, current["nodes"]), nodes, emotions, settings, rebuild, len(files), forward
+    )
+
+
+if "snakemake" in globals():
+    with job(snakemake, aloud=True, needs_input=False) as say:
+        params = snakemake.params
+        rules = Rules.from_params(params.rules)
+        released = recall(Path(params.manifest)) or {}
+        last: Before | None
+        if released:
+            last = before_release(released, params.store)
+        else:
+            last = before_refresh(previous_of(params.fetched), {**params.current, "emotions": list(params.files)}, rules)
+        report = make_report(last, released, params.current, params.files, rules)
+        for line in changes.lines(report):
+            say(line)
+        write_json(params.output, report.as_json())
+        say(f"all of it: {params.output}")
