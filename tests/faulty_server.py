@@ -78,8 +78,8 @@ def closed_port() -> int:
 class Faulty(ThreadingHTTPServer):
     """Serve `nodes` at url (GET, pages of `size`) and mcp_url (read_graph, list_nodes and render_node) within a `with` block.
 
-    shape: of tools' answers: "structured", "text" (JSON), "result" (structured, wrapped as FastMCP does), "plain" (text).
-    stream: MCP answers are event streams. tools and pages replace what is served; they may raise.
+    shape: of tools' answers: "structured", "text" (JSON), "result" (structured, wrapped as FastMCP does), "plain" (text),
+    "raw" (what the tool gives is the result). stream: MCP answers are event streams. tools and pages replace what is served; they may raise.
     """
 
     daemon_threads = False
@@ -162,6 +162,8 @@ def called(tools: Mapping[str, Callable[[dict[str, Any]], Any]], params: dict[st
         value = tools[name](params.get("arguments", {}))
     except ToolError as error:
         return {"content": [{"type": "text", "text": str(error)}], "isError": True}
+    if shape == "raw":
+        return value
     text = value if isinstance(value, str) else json.dumps(value)
     content = {"content": [{"type": "text", "text": text}]}
     if shape == "plain" and isinstance(value, dict) and set(value) == {"text"}:

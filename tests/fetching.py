@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
 
-from amygdala import patience
+from amygdala import mcp_source, patience
 from amygdala.errors import UserError
 from amygdala.graph import RawNode
 from amygdala.live import fetch
@@ -29,6 +30,15 @@ def http(server: Faulty, **options: Any) -> dict[str, Any]:
 
 def mcp(server: Faulty, **options: Any) -> dict[str, Any]:
     return {"source": "mcp", "name": "journal", "memory_mcp_url": server.mcp_url, "preset": "nodes", **PATIENT, **options}
+
+
+OF = {"http": http, "mcp": mcp}
+PAGE = {"http": "page", "mcp": "list_nodes"}  # labels of the requests for a page
+
+
+def told(kind: str, server: Faulty) -> str:
+    """How a message begins."""
+    return f"graph: source 'journal' ('http://{server.address}/{'nodes' if kind == 'http' else 'mcp'}'): "
 
 
 def stdio(fault: str = "", *words: str, **options: Any) -> dict[str, Any]:
@@ -61,11 +71,12 @@ def recorded_waits(monkeypatch: pytest.MonkeyPatch, now: float | None = None) ->
     """Waits between tries are recorded and not waited for; `now` is the time of day."""
     waits: list[float] = []
 
-    class Anyio:
-        @staticmethod
-        async def sleep(seconds: float) -> None:
-            waits.append(seconds)
-            await anyio.sleep(0)
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await anyio.sleep(0)
+
+    for module in (patience, mcp_source):
+        monkeypatch.setattr(module, "anyio", SimpleNamespace(**{**vars(anyio), "sleep": sleep}))
 
     class Time:
         monotonic = staticmethod(patience.time.monotonic)
@@ -75,7 +86,6 @@ def recorded_waits(monkeypatch: pytest.MonkeyPatch, now: float | None = None) ->
             assert now is not None
             return now
 
-    monkeypatch.setattr(patience, "anyio", Anyio)
     if now is not None:
         monkeypatch.setattr(patience, "time", Time)
     return waits

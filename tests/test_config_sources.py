@@ -219,11 +219,11 @@ def test_a_wrong_item_inside_a_source_is_named_with_its_place(key: str, value: A
     assert message.startswith(f"config: '{place}': ") and problem in message
 
 
-@pytest.mark.xfail(strict=True, reason="the pattern of a path stands at `graph` alone, not at the items of a list")
 @pytest.mark.parametrize("path", ["a{b}.jsonl", ""])
-def test_a_path_in_a_list_is_checked_like_one_alone(path: str) -> None:
-    wrong(path)
-    wrong(["a.jsonl", path])
+def test_a_path_in_a_list_is_checked_like_one_alone(tmp_path: Path, path: str) -> None:
+    assert "expected the path of a JSON Lines file" in wrong(path)
+    message = refused(tmp_path, f"graph:\n  - a.jsonl\n  - {path!r}")
+    assert re.match(r"FILE:5: 'graph\.1': .*; expected a path \(no braces in it\)$", message), message
 
 
 # What no single key can be wrong about
@@ -247,6 +247,19 @@ def test_an_mcp_source_has_a_preset_or_a_tool() -> None:
 def test_a_table_has_labels_or_scores() -> None:
     problem = "a table has either a label column or score columns"
     assert wrong(of("table", label="emotion", scores=["joy"])) == f"config: 'graph': {problem}"
+
+
+@pytest.mark.parametrize(
+    ("items", "name"),
+    [
+        ("- a.jsonl\n  - {source: file, path: b}", "file"),
+        ("- {source: file, path: a, name: x}\n  - {source: stories, path: b, name: x}", "x"),
+        ("- {source: http, url: 'http://a', name: table}\n  - {source: table, path: b, text: 0}", "table"),
+    ],
+)
+def test_two_sources_of_one_name(tmp_path: Path, items: str, name: str) -> None:
+    problem = f"'graph': two sources are called '{name}': give each a `name:` of its own"
+    assert refused(tmp_path, f"graph:\n  {items}") == f"FILE:5: {problem}"
 
 
 def test_a_source_of_an_earlier_file_is_not_blamed_on_a_later_one(tmp_path: Path) -> None:

@@ -253,13 +253,11 @@ def test_labels_that_still_stand_in_a_text(text: str, shown: bool) -> None:
     assert found(index, "leaks") == ({"joy": {digest_of(text): 1}} if shown else {})
 
 
-@pytest.mark.xfail(strict=True, reason="tags.left_over takes no space behind the markup")
 def test_a_bold_label_that_still_stands_in_a_text() -> None:
     text = "so **joy:** 9, I wrote"
     assert found(make_index([node(text, joy=9)]), "leaks") == {"joy": {digest_of(text): 1}}
 
 
-@pytest.mark.xfail(strict=True, reason="tags.left_over looks at the raw text, and \\w takes no combining mark")
 @pytest.mark.parametrize(
     ("name", "text"), [("élan", "so e\u0301lan:9 it was"), ("सुख", "वह सुख:9 था")], ids=["decomposed", "marks"]
 )

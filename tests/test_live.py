@@ -12,10 +12,8 @@ import pytest
 from amygdala import http_source, live
 from amygdala.sources import sources_of
 from faulty_server import Fault, Faulty, ToolError, closed_port
-from fetching import NODES, SECRET, TOKEN_ENV, failure, fetched, http, like, mcp, recorded_waits, texts
+from fetching import NODES, OF, PAGE, SECRET, TOKEN_ENV, failure, fetched, http, like, mcp, recorded_waits, texts, told
 
-OF = {"http": http, "mcp": mcp}
-PAGE = {"http": "page", "mcp": "list_nodes"}
 KINDS = pytest.mark.parametrize("kind", ["http", "mcp"])
 HALFWAY = pytest.mark.parametrize("after", [0, 1], ids=["at first", "halfway"])
 
@@ -24,11 +22,6 @@ HALFWAY = pytest.mark.parametrize("after", [0, 1], ids=["at first", "halfway"])
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setenv(TOKEN_ENV, SECRET)
     return recorded_waits(monkeypatch)
-
-
-def told(kind: str, server: Faulty) -> str:
-    """How a message begins."""
-    return f"graph: source 'journal' ('http://{server.address}/{'nodes' if kind == 'http' else 'mcp'}'): "
 
 
 def test_the_server_leaves_no_thread_behind() -> None:
@@ -144,7 +137,7 @@ def test_refusal_without_a_token_asks_for_one(kind: str, status: str) -> None:
 
 def test_redirects_are_not_followed() -> None:
     with Faulty(NODES) as other, Faulty(NODES, Fault("302", headers={"Location": f"http://{other.address}/x"})) as server:
-        expected = f"redirects to 'http://{other.address}/x': set `url` to where it lives"
+        expected = f"redirects to 'http://{other.address}/x': set `url` to where the endpoint lives"
         assert failure(http(server)) == told("http", server) + expected
         assert not other.seen
 
@@ -159,7 +152,6 @@ def test_redirects_of_mcp_servers_are_not_followed(label: str) -> None:
         assert not other.seen
 
 
-@pytest.mark.xfail(strict=True, reason="http_source.page shows the location's user, password and query")
 def test_a_redirect_shows_no_password() -> None:
     with Faulty(NODES, Fault("302", headers={"Location": "http://user:pass@elsewhere/x?api_key=q"})) as server:
         message = failure(http(server))
@@ -167,93 +159,6 @@ def test_a_redirect_shows_no_password() -> None:
         assert "pass" not in message and "api_key" not in message
 
 
-# Faults of MCP's own
-
-
-@pytest.mark.parametrize("label", ["server/discover", "initialize", "notifications/initialized", "list_nodes", "render_node"])
-@pytest.mark.parametrize(("fault", "words"), [("500", "HTTP 500 no luck, 3 times"), ("401", "HTTP 401 no luck: …")])
-@pytest.mark.parametrize("stream", [False, True])
-def test_refused_at_any_step(label: str, fault: str, words: str, stream: bool) -> None:
-    with Faulty(NODES, Fault(fault, label), stream=stream) as server:
-        like(failure(mcp(server, at_once=1)), told("mcp", server) + words)
-        assert server.labels(label) == [label] * (3 if fault == "500" else 1)
-
-
-@HALFWAY
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("fault", "words"), [("tool error", " failed: 'no luck'"), ("rpc error", ": 'no luck'")])
-@pytest.mark.parametrize("tool", ["list_nodes", "render_node"])
-def test_failing_tools(waits: list[float], after: int, stream: bool, fault: str, words: str, tool: str) -> None:
-    with Faulty(NODES, Fault(fault, tool, after), stream=stream) as server:
-        assert failure(mcp(server, at_once=1)) == told("mcp", server) + f"tool '{tool}'{words}"
-        assert server.labels(tool) == [tool] * (after + 1)
-    assert waits == []
-
-
-def test_a_tool_that_the_server_lacks() -> None:
-    with Faulty(NODES) as server:
-        tools = "The server's tools: 'list_nodes', 'read_graph', 'render_node' (`tool`)"
-        words = f"tool 'list_node' failed: 'Unknown tool: list_node'. {tools}"
-        assert failure(mcp(server, tool="list_node")) == told("mcp", server) + words
-
-
-def test_tools_that_cannot_be_listed_hide_no_error() -> None:
-    faults = Fault("rpc error", "list_nodes"), Fault("rpc error", "tools/list")
-    with Faulty(NODES, *faults) as server:
-        assert failure(mcp(server)) == told("mcp", server) + "tool 'list_nodes': 'no luck'"
-
-
-@pytest.mark.parametrize("status", [400, 404, 500])
-def test_rpc_errors_with_a_status_are_the_servers_word(waits: list[float], status: int) -> None:
-    """A server may flag a JSON-RPC error with HTTP 500: that is its answer, and not tried again."""
-    with Faulty(NODES, Fault("rpc error", "list_nodes", status=status)) as server:
-        assert failure(mcp(server)) == told("mcp", server) + "tool 'list_nodes': 'no luck'"
-        assert server.labels("list_nodes") == ["list_nodes"]
-    assert waits == []
-
-
-@pytest.mark.parametrize(
-    ("label", "fault"),
-    [("server/discover", "404"), ("server/discover", "rpc error"), ("stream", "500"), ("stream", "hang"), ("end", "500")],
-)
-def test_what_servers_need_not_have_is_no_fault(waits: list[float], label: str, fault: str) -> None:
-    with Faulty(NODES, Fault(fault, label)) as server:
-        assert texts(mcp(server)) == NODES
-    assert waits == []
-
-
-@pytest.mark.xfail(strict=True, reason="mcp_source._connected lets MCPError of initialize through without address or advice")
-@pytest.mark.parametrize("fault", ["404", "rpc error", "garbage"])
-def test_a_failed_handshake_names_the_address(fault: str) -> None:
-    with Faulty(NODES, Fault(fault, "initialize")) as server:
-        like(failure(mcp(server)), told("mcp", server) + "…")
-
-
-@pytest.mark.xfail(strict=True, reason="event streams that stall: 'SSE stream ended without a response', no word of timeout_s")
-def test_an_event_stream_that_stalls_says_timeout() -> None:
-    with Faulty(NODES, Fault("stall", "list_nodes")) as server:
-        assert "(timeout_s)" in failure(mcp(server, timeout_s=0.5))
-
-
-@pytest.mark.xfail(strict=True, reason="event streams over the limit: no word of max_page_mb")
-def test_an_event_stream_that_is_too_large_says_max_page_mb() -> None:
-    with Faulty(NODES, Fault("huge", "list_nodes"), stream=True) as server:
-        assert "max_page_mb" in failure(mcp(server))
-
-
-@pytest.mark.xfail(strict=True, reason="an answer cut off in an event stream is not tried again, and not called so")
-def test_an_event_stream_that_is_cut_is_tried_again() -> None:
-    with Faulty(NODES, Fault("cut", "list_nodes", times=1), stream=True) as server:
-        assert texts(mcp(server)) == NODES
-
-
-@pytest.mark.parametrize("fault", ["stall", "huge", "cut"])
-def test_event_streams_that_break_name_tool_and_address(fault: str) -> None:
-    with Faulty(NODES, Fault(fault, "list_nodes"), stream=True) as server:
-        like(failure(mcp(server, timeout_s=0.5)), told("mcp", server) + "tool 'list_nodes': …SSE stream…")
-
-
-@pytest.mark.xfail(strict=True, reason="PatientTransport passes a listing of type text/event-stream on without max_page_mb")
 def test_a_listing_called_an_event_stream_is_limited_too() -> None:
     with Faulty(NODES, Fault("huge", "page", headers={"Content-Type": "text/event-stream"})) as server:
         assert "max_page_mb" in failure(http(server))
@@ -400,7 +305,6 @@ def test_a_token_that_a_tool_repeats_is_hidden(fault: str, stream: bool) -> None
         like(failure(mcp(server, token_env=TOKEN_ENV)), told("mcp", server) + "tool 'list_nodes'…: 'no luck Bearer ***'")
 
 
-@pytest.mark.xfail(strict=True, reason="shown() cuts the text before the token is looked for: its beginning is left standing")
 def test_a_token_is_hidden_where_the_message_is_cut_too() -> None:
     def fail(_: dict[str, Any]) -> Any:
         raise ToolError("x" * 285 + SECRET)
@@ -409,7 +313,6 @@ def test_a_token_is_hidden_where_the_message_is_cut_too() -> None:
         assert SECRET[:6] not in failure(mcp(server, token_env=TOKEN_ENV))
 
 
-@pytest.mark.xfail(strict=True, reason="shown() escapes the text before the token is looked for")
 def test_a_token_with_a_backslash_is_hidden_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_ENV, "s3cr3t\\t0ken")
     with Faulty(NODES, Fault("tool error", "list_nodes", echo=True)) as server:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from amygdala.errors import UserError
 from amygdala.graph import Node, RawNode
-from amygdala.sources import Graph, NotFetched, Source, check_fetched, live_lines, read_live, sources_of
+from amygdala.sources import Graph, NotFetchedError, Source, check_fetched, live_lines, read_live, sources_of
 
 REFRESH = r"snakemake --cores 1 refresh$"
 MEMORY = {"source": "mcp", "name": "mem", "command": ["server"], "preset": "nodes"}
@@ -81,20 +81,20 @@ def test_what_is_no_text_can_be_stored_all_the_same(tmp_path: Path, field: str) 
 
 def test_a_missing_snapshot_says_what_to_run(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
-    with pytest.raises(NotFetched, match=rf"^graph: there is no snapshot of 'mem', 'web' yet \({path}\).*{REFRESH}"):
+    with pytest.raises(NotFetchedError, match=rf"^graph: there is no snapshot of 'mem', 'web' yet \({path}\).*{REFRESH}"):
         check_fetched(path, [MEM, WEB])
-    with pytest.raises(NotFetched, match=REFRESH):
+    with pytest.raises(NotFetchedError, match=REFRESH):
         Graph({"graph": MEMORY, "snapshot": str(path), "bad_nodes": "refuse"}, [tmp_path], tmp_path)
 
 
 def test_a_source_that_was_not_fetched_or_is_now_another_is_named(tmp_path: Path) -> None:
     path = stored(tmp_path, {"mem": (MEM, RAWS)})
     check_fetched(path, [MEM])
-    with pytest.raises(NotFetched, match=rf"^graph: source 'web' is not among the sources when {path} was fetched.*{REFRESH}"):
+    with pytest.raises(NotFetchedError, match=rf"^graph: source 'web' is not among the sources when {path} was fetched.*{REFRESH}"):
         check_fetched(path, [MEM, WEB])
     (other,) = sources_of(MEMORY | {"tool": "list_everything"})
     with pytest.raises(
-        NotFetched, match=rf"^graph: source 'mem' is defined differently than when {path} was fetched.*{REFRESH}"
+        NotFetchedError, match=rf"^graph: source 'mem' is defined differently than when {path} was fetched.*{REFRESH}"
     ):
         check_fetched(path, [other])
     (patient,) = sources_of(MEMORY | {"timeout_s": 1, "tries": 9})
@@ -131,7 +131,7 @@ def test_a_file_that_is_no_snapshot_is_named(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "s.jsonl"
     path.write_bytes(FOREIGN[kind])
     for read in (lambda: check_fetched(path, [MEM]), lambda: read_live(path)):
-        with pytest.raises(NotFetched, match=rf"^{path}:1: not a snapshot of amygdala's .*refresh$"):
+        with pytest.raises(NotFetchedError, match=rf"^{path}:1: not a snapshot of amygdala's .*refresh$"):
             read()
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_is_no_snapshot_is_named(tmp_path: Path, kind: str) -> None:
 def test_a_file_that_is_no_snapshot_says_what_to_run(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_bytes(b"hello\n")
-    with pytest.raises(NotFetched, match=REFRESH):
+    with pytest.raises(NotFetchedError, match=REFRESH):
         check_fetched(path, [MEM])
 
 

@@ -248,7 +248,6 @@ def test_mentions_of_emotion_and_aliases_add_up() -> None:
         }
 
 
-@pytest.mark.xfail(strict=True, reason="an alias with the same words counts the same mention once more")
 def test_an_alias_that_reads_the_same_is_mentioned_once() -> None:
     nodes = [node("Sun.", self_doubt=9), node("Some self doubt there.")]
     chosen = rules(aliases={"self-doubt": "self_doubt"}, max_negative_mentions=1)

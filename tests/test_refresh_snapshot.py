@@ -161,9 +161,6 @@ def test_bad_nodes_skip_tells_of_them_and_keeps_them(path: Path) -> None:
     assert [raw.key for raw in read_live(path)["second"]] == ["bad", "good"]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UnicodeEncodeError, reason="bad_nodes: skip, and live_lines writes half a surrogate pair"
-)
 def test_bad_nodes_skip_bears_half_a_surrogate_pair(path: Path) -> None:
     refreshed(settings(path, SECOND, bad_nodes="skip"), second={"a": "x", "b": "\ud800"})
     assert "a" in {raw.key for raw in read_live(path)["second"]}
@@ -237,9 +234,6 @@ def test_a_damaged_snapshot_is_replaced(path: Path, how: str) -> None:
 HEAD = '{"amygdala_snapshot": 1, "sources": {"first": {"nodes": 1}}}\n'
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sources.read_live: no UserError for bytes that are no UTF-8, nor for values of other kinds"
-)
 @pytest.mark.parametrize(
     "content",
     [

@@ -13,7 +13,7 @@ import pytest
 from amygdala import sources
 from amygdala.errors import UserError
 from amygdala.graph import Node, RawNode
-from amygdala.sources import Graph, NotFetched, Source, find, live_lines, previous_of, sources_of
+from amygdala.sources import Graph, NotFetchedError, Source, find, live_lines, previous_of, sources_of
 
 TABLE = {"source": "table", "path": "t.csv", "text": "text"}
 HTTP = {"source": "http", "url": "http://host/nodes"}
@@ -126,7 +126,7 @@ def test_a_missing_file_or_a_folder_in_its_place_is_named(tmp_path: Path, settin
     with pytest.raises(UserError) as caught:
         graph_of(tmp_path, setting)
     assert str(caught.value) == message.format(folder=tmp_path)
-    assert not isinstance(caught.value, NotFetched)
+    assert not isinstance(caught.value, NotFetchedError)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

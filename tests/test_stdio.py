@@ -84,6 +84,11 @@ def test_silence_ends_after_timeout_s(fault: str) -> None:
     like(failure(stdio(f"{fault} at read_graph", timeout_s=1)), PYTHON + "tool 'read_graph': …timed out…")
 
 
+@pytest.mark.xfail(strict=True, reason="a call that times out over stdio has no word of timeout_s")
+def test_silence_says_timeout_s() -> None:
+    assert "1 s (timeout_s)" in failure(stdio("hang at read_graph", timeout_s=1))
+
+
 @pytest.mark.parametrize("at", ["initialize", "server/discover"])
 def test_silence_ends_at_the_deadline(at: str) -> None:
     words = "graph: source 'journal': not done within deadline_s (1 s); 0 nodes had come"
@@ -106,28 +111,17 @@ def test_100_mb_in_one_node_end_at_the_deadline() -> None:
 
 
 @pytest.mark.parametrize("at", ["server/discover", "initialize", "read_graph"])
-def test_a_program_that_ends_is_one_message(at: str) -> None:
-    message = failure(stdio(f"exit at {at}", TOKEN_ENV, token_env=TOKEN_ENV))
-    like(message, "graph: source 'journal'…")
-    assert SECRET not in message
-
-
-@pytest.mark.xfail(strict=True, reason="mcp_source._connected looks for 'Connection closed' in str() of an exception group")
-@pytest.mark.parametrize("at", ["server/discover", "initialize", "read_graph"])
 def test_the_last_words_of_a_program_are_told(at: str) -> None:
     words = "it ended; the last that it said: 'first words / no more memory ***'"
     assert failure(stdio(f"exit at {at}", TOKEN_ENV, token_env=TOKEN_ENV)) == PYTHON + words
 
 
-@pytest.mark.xfail(strict=True, reason="mcp_source._connected looks for 'Connection closed' in str() of an exception group")
 def test_a_program_that_is_no_server_says_that_it_ended() -> None:
     assert failure({**stdio(), "command": ["true"]}) == "graph: source 'journal' (command 'true'): it ended"
 
 
-@pytest.mark.xfail(strict=True, reason="MCPError of initialize passes through without the command, and without timeout_s")
 def test_a_program_that_hangs_at_the_handshake_names_command_and_limit() -> None:
-    message = failure(stdio("hang at initialize", timeout_s=1))
-    assert message.startswith(PYTHON) and "timeout_s" in message
+    assert failure(stdio("hang at initialize", timeout_s=1)) == PYTHON + "no answer within 1 s (timeout_s)"
 
 
 @pytest.mark.xfail(strict=True, reason="max_page_mb does not hold over stdio: a line of 100 MB is read on and on")

@@ -128,8 +128,14 @@ def check(config: dict[str, Any], schema: str | Path, files: Iterable[str | Path
     files = list(files)
     _check_against(rules, config, files)
     graph = config["graph"]
+    names: list[str] = []
     for number, item in enumerate(graph if isinstance(graph, list) else [graph]):
         _check_source(item, rules["$defs"], ["graph", number] if isinstance(graph, list) else ["graph"], files)
+        name = "file" if isinstance(item, str) else item.get("name", item["source"])
+        if name in names:
+            where = _where(["graph", number], item, files)
+            raise UserError(f"{where}'graph': two sources are called {shown(name)}: give each a `name:` of its own")
+        names.append(name)
     _check_emotions(config["emotions"], files)
 
 
@@ -144,6 +150,7 @@ def _check_source(item: Any, kinds: dict[str, Any], path: list[str | int], files
     known = [kind for kind, rules in kinds.items() if "source" in rules.get("properties", {})]
     where = _where(path, item, files)
     if isinstance(item, str):
+        _check_against(kinds["path"], item, files, path)
         return
     if not isinstance(item, dict) or item.get("source") not in known:
         given = f"not {shown(item['source'])}" if isinstance(item, dict) and "source" in item else f"in {shown(item)}"

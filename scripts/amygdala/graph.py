@@ -58,9 +58,9 @@ class Skipped:
 def _canonical(origin: str, raw: RawNode) -> Node:
     if not raw.key.strip():
         raise ValueError("the node has an empty key")
-    for name, value in (("key", raw.key), ("text", raw.text)):
+    for name, value in (("key", raw.key), ("text", raw.text), ("time", raw.time), ("scenario", raw.scenario)):
         try:
-            value.encode("utf-8")
+            (value or "").encode("utf-8")
         except UnicodeEncodeError:
             raise ValueError(f"'{name}' holds half a surrogate pair, which is no text") from None
     text, scores = split_tags(raw.text) if raw.scores is None else (raw.text.strip(), dict(sorted(raw.scores.items())))

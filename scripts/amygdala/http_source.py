@@ -32,7 +32,7 @@ async def collect(options: Mapping[str, Any], limits: Limits, collected: Collect
     what = f"{collected.what} ({address(options['url'])})"
     fields = Fields.of(options)
     paths = {"next": "next", **options}
-    transport = PatientTransport(what, limits, collected.say, options)
+    transport = PatientTransport(what, limits, collected.say, options, streams=False)
     token = token_of(options, collected.what)
     async with httpx2.AsyncClient(
         transport=transport, headers=headers(token), timeout=limits.timeout_s, follow_redirects=False
@@ -42,9 +42,8 @@ async def collect(options: Mapping[str, Any], limits: Limits, collected: Collect
             url = start if cursor is None else _following(start, cursor, options, what)
             response = await client.get(url)
             if response.is_redirect:
-                raise UserError(
-                    f"{what}: redirects to {shown(response.headers.get('location', ''))}: set `url` to where it lives"
-                )
+                where = address(str(url.join(response.headers.get("location", ""))))
+                raise UserError(f"{what}: redirects to {where}: set `url` to where the endpoint lives")
             if response.status_code != 200:
                 raise UserError(f"{what}: HTTP {response.status_code} {response.reason_phrase}")
             try:
@@ -59,4 +58,4 @@ async def collect(options: Mapping[str, Any], limits: Limits, collected: Collect
                     for raw in fields.nodes(record):
                         collected.add(raw)
                 except ValueError as error:
-                    raise UserError(f"{what}: {error} (in {shown(record, 120)})") from None
+                    raise UserError(f"{what}: {error} (in {collected.quoted(record)})") from None

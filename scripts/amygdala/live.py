@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -47,10 +48,14 @@ def page_of(data: Any, options: Mapping[str, Any], what: str) -> Page:
 class Collected:
     """Nodes as they come, within the limits."""
 
-    def __init__(self, what: str, limits: Limits, say: SAY) -> None:
-        self.what, self.limits, self.say = what, limits, say
+    def __init__(self, what: str, limits: Limits, say: SAY, options: Mapping[str, Any]) -> None:
+        self.what, self.limits, self.say, self.options = what, limits, say, options
         self.nodes: dict[str, RawNode] = {}
         self.last = self.start = time.monotonic()
+
+    def quoted(self, said: Any, limit: int = 120) -> str:
+        """What a server said, for a message: secrets out first, as cutting or escaping would hide half of one."""
+        return shown(without_secrets(str(said), self.options), limit)
 
     def add(self, raw: RawNode) -> None:
         """UserError for a node beyond the limits, or with a key that another text has."""
@@ -98,10 +103,10 @@ async def pages(first: Callable[[str | None], Awaitable[Page]], what: str, known
         cursor = page.cursor
 
 
-def _leaves(error: BaseException) -> Iterable[BaseException]:
+def leaves_of(error: BaseException) -> Iterable[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves_of(inner)
     else:
         yield error
 
@@ -109,7 +114,8 @@ def _leaves(error: BaseException) -> Iterable[BaseException]:
 def _secrets(options: Mapping[str, Any]) -> list[str]:
     names = [options.get("token_env"), *options.get("environment", [])]
     values = [os.environ.get(name, "").strip() for name in names if name]
-    return sorted((value for value in values if len(value) >= 4), key=len, reverse=True)
+    written = {form for value in values if len(value) >= 4 for form in (value, repr(value)[1:-1], json.dumps(value)[1:-1])}
+    return sorted(written, key=len, reverse=True)
 
 
 def without_secrets(text: str, options: Mapping[str, Any]) -> str:
@@ -125,7 +131,7 @@ def fetch(source: Source, say: SAY) -> list[RawNode]:
 
     what = f"graph: source {shown(source.name)}"
     limits = Limits.of(source.options)
-    collected = Collected(what, limits, lambda line: say(without_secrets(line, source.options)))
+    collected = Collected(what, limits, lambda line: say(without_secrets(line, source.options)), source.options)
     module: Any = http_source if source.kind == "http" else mcp_source
 
     async def within_deadline() -> None:
@@ -141,14 +147,14 @@ def fetch(source: Source, say: SAY) -> list[RawNode]:
     try:
         anyio.run(within_deadline)
     except BaseException as error:
-        leaves = list(_leaves(error))
+        leaves = list(leaves_of(error))
         known = [leaf for leaf in leaves if isinstance(leaf, UserError)]
         if known:
             raise UserError(without_secrets(str(known[0]), source.options)) from None
         if any(not isinstance(leaf, Exception) for leaf in leaves):
             raise
-        reason = "; ".join(f"{type(leaf).__name__}: {str(leaf).strip()[:300]}" for leaf in leaves[:3])
-        raise UserError(without_secrets(f"{what}: {shown(reason, 600)}", source.options)) from None
+        reason = "; ".join(f"{type(leaf).__name__}: {str(leaf).strip()}" for leaf in leaves[:3])
+        raise UserError(f"{what}: {collected.quoted(reason, 600)}") from None
     finally:
         logging.disable(level)
     if not collected.nodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import sys
@@ -77,24 +78,16 @@ def _column(path: Path, header: list[str] | None, wanted: str | int, width: int)
 
 
 def _rows(path: Path, options: Options) -> Iterator[tuple[int, list[str]]]:
-    tabs = path.suffix.lower() in (".tsv", ".tab")
-    delimiter = options.get("delimiter", "\t" if tabs else ",")
-    quoted = options.get("quotes", not tabs)
+    quoting: Any = csv.QUOTE_MINIMAL if options.get("quotes", True) else csv.QUOTE_NONE
     csv.field_size_limit(sys.maxsize)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
-            while True:
-                first = reader.line_num + 1
-                row = next(reader, None)
-                if row is None:
-                    return
-                if row:
-                    yield first, row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    except csv.Error as error:
-        raise UserError(f"{path}: not a table ({error}); see `delimiter` and `quotes`") from None
+    reader = csv.reader(io.StringIO(_decoded(path), newline=""), delimiter=options.get("delimiter", ","), quoting=quoting)
+    while True:
+        first = reader.line_num + 1
+        row = next(reader, None)
+        if row is None:
+            return
+        if row:
+            yield first, row
 
 
 def _labels(cell: str, options: Options, names: list[str] | None) -> dict[str, float]:
@@ -102,7 +95,7 @@ def _labels(cell: str, options: Options, names: list[str] | None) -> dict[str, f
     scores = {}
     for label in filter(None, (part.strip() for part in cell.split(options.get("separator", ",")))):
         if names is not None:
-            if not label.isdecimal() or int(label) >= len(names):
+            if not label.isdecimal() or int(label) >= len(names) or not names[int(label)]:
                 raise ValueError(f"label {shown(label)} is no line number (from 0) of label_names, which has {len(names)}")
             label = names[int(label)]
         scores[emotion_name(label)] = LABEL_SCORE
@@ -111,7 +104,9 @@ def _labels(cell: str, options: Options, names: list[str] | None) -> dict[str, f
 
 def _cell_score(cell: str, emotion: str, scale: float) -> float:
     try:
-        score = float(cell) * scale
+        if "_" in cell:  # Python's own digit separator
+            raise ValueError
+        score = float(cell) * scale + 0.0
     except ValueError:
         raise ValueError(f"{shown(cell)} is no score of {shown(emotion)}") from None
     if not 0 <= score <= 10:
@@ -139,7 +134,7 @@ def read_table(path: Path, options: Options) -> Iterator[RawNode]:
     wanted = options.get("scores", {})
     wanted = wanted if isinstance(wanted, Mapping) else {name: name for name in wanted}
     try:
-        score_at = {emotion_name(str(to)): _column(path, header, name, width) for name, to in wanted.items()}
+        score_at = [(emotion_name(str(to)), _column(path, header, name, width)) for name, to in wanted.items()]
     except ValueError as error:
         raise UserError(f"{path}: scores: {error}") from None
     names = _label_names(options)
@@ -147,14 +142,14 @@ def read_table(path: Path, options: Options) -> Iterator[RawNode]:
     seen: Counter[str] = Counter()
     for number, row in rows if header is not None else _chain(first, rows):
         where = f"{path}:{number}"
-        needed = [at for at in (text_at, label_at, key_at, time_at, scenario_at, *score_at.values()) if at is not None]
+        needed = [at for at in (text_at, label_at, key_at, time_at, scenario_at, *(at for _, at in score_at)) if at is not None]
         if max(needed) >= len(row):
             raise UserError(f"{where}: the row has {len(row)} columns, and column {max(needed)} (from 0) is needed")
         assert text_at is not None
         text = row[text_at]
         try:
             scores = _labels(row[label_at], options, names) if label_at is not None else {}
-            for emotion, at in score_at.items():
+            for emotion, at in score_at:
                 if row[at].strip():
                     scores[emotion] = max(_cell_score(row[at], emotion, options.get("scale", 1)), scores.get(emotion, 0.0))
         except ValueError as error:
@@ -171,8 +166,7 @@ def read_table(path: Path, options: Options) -> Iterator[RawNode]:
 def _label_names(options: Options) -> list[str] | None:
     if "label_names" not in options:
         return None
-    path = Path(options["label_names"])
-    return [line.strip() for _, line in _lines(path)]
+    return [line.strip() for line in _decoded(Path(options["label_names"])).rstrip().split("\n")]
 
 
 def _chain(first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
@@ -187,7 +181,7 @@ def story_files(folder: Path) -> list[Path]:
         parts = path.relative_to(folder).parts
         depth = {"stories": 2, "direct": 2, "paired": 3}.get(parts[0])
         if len(parts) != depth and not (path.name.startswith("_") and len(parts) == 1):
-            raise UserError(f"{path}: in a stories folder a text is {FOLDERS}")
+            raise UserError(f"{_plain(path)}: in a stories folder a text is {FOLDERS}")
     if not files:
         raise UserError(f"{folder}: no texts in it; expected {FOLDERS}")
     return files
@@ -196,7 +190,7 @@ def story_files(folder: Path) -> list[Path]:
 def _story_text(path: Path) -> str:
     text = "\n".join(line.rstrip("\r") for line in _decoded(path).split("\n")).strip()
     if not text:
-        raise UserError(f"{path}: the text is empty")
+        raise UserError(f"{_plain(path)}: the text is empty")
     return text
 
 
@@ -204,7 +198,13 @@ def _decoded(path: Path) -> str:
     try:
         return path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{_plain(path)}:{line}: not UTF-8 ({error.reason})") from None
+
+
+def _plain(path: Path) -> str:
+    """A path for messages: names in a folder of stories may hold anything."""
+    return shown(str(path), 300)[1:-1]
 
 
 def read_stories(folder: Path, options: Options) -> Iterator[RawNode]:
@@ -212,23 +212,23 @@ def read_stories(folder: Path, options: Options) -> Iterator[RawNode]:
     files = story_files(folder)
     for scene in sorted({path.parent for path in files if path.relative_to(folder).parts[0] == "paired"}):
         if scene / "baseline.txt" not in files:
-            raise UserError(f"{scene}: a paired scenario needs a baseline.txt beside its emotions")
+            raise UserError(f"{_plain(scene)}: a paired scenario needs a baseline.txt beside its emotions")
     for path in files:
         relative = path.relative_to(folder)
         kind = relative.parts[0]
         paired = kind == "paired"
-        neutral = path.name.startswith("_") or (paired and path.name == "baseline.txt")
+        neutral = path.name.startswith("_") or path.name == "baseline.txt"
         try:
             scores = {} if neutral else {emotion_name(path.stem): LABEL_SCORE}
         except ValueError as error:
-            raise UserError(f"{path}: the file's name: {error}") from None
+            raise UserError(f"{_plain(path)}: the file's name: {error}") from None
         text, scenario = _story_text(path), relative.parts[1] if paired else None
         if kind != "direct":
-            yield RawNode(relative.as_posix(), text, scores, None, scenario, str(path))
+            yield RawNode(relative.as_posix(), text, scores, None, scenario, _plain(path))
             continue
         for example in dict.fromkeys(part.strip() for part in re.split(r"\n[ \t]*\n", text)):
             if example:
-                yield RawNode(f"{relative.as_posix()}#{text_digest(example)[:12]}", example, scores, None, None, str(path))
+                yield RawNode(f"{relative.as_posix()}#{text_digest(example)[:12]}", example, scores, None, None, _plain(path))
 
 
 READERS: dict[str, Callable[[Path, Options], Iterator[RawNode]]] = {

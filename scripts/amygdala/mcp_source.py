@@ -15,10 +15,12 @@ from mcp import MCPError
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp_types import REQUEST_TIMEOUT
+from pydantic import ValidationError
 
 from amygdala.errors import UserError, listed, shown
-from amygdala.live import Collected, Page, page_of, pages, without_secrets
-from amygdala.patience import MB, Limits, PatientTransport, address, headers, token_of
+from amygdala.live import Collected, Page, leaves_of, page_of, pages
+from amygdala.patience import FIRST_WAIT_S, MB, Limits, PatientTransport, address, headers, token_of
 from amygdala.records import MISSING, Fields, at_path
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -45,20 +47,41 @@ def with_preset(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Server:
-    """A connected server whose tools are called, with messages for people."""
+    """A connected server whose tools are called, with messages for people.
 
-    def __init__(self, client: Client, what: str, timeout_s: float | None, options: Mapping[str, Any]) -> None:
-        self.client, self.what, self.timeout_s, self.options = client, what, timeout_s, options
+    transport: of a server over HTTP, None over stdio; timeout_s: of a call over stdio (over HTTP the transport keeps it).
+    """
+
+    def __init__(
+        self, client: Client, what: str, options: Mapping[str, Any], limits: Limits, collected: Collected, transport: Any = None
+    ) -> None:
+        self.client, self.what, self.options, self.limits, self.collected = client, what, options, limits, collected
+        self.transport: PatientTransport | None = transport
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> Any:
-        """What a tool answers: its structured content, else its text as JSON, else the text itself."""
-        try:
-            result = await self.client.call_tool(tool, dict(arguments), read_timeout_seconds=self.timeout_s)
-        except MCPError as error:
-            raise UserError(f"{self.what}: tool {shown(tool)}: {shown(str(error), 300)}{await self._tools(tool)}") from None
+        """What a tool answers: its structured content, else its text as JSON, else the text itself.
+
+        Reading tools may be called again: an event stream that broke off is, up to `tries` times.
+        """
+        for attempt in range(1, self.limits.tries + 1):
+            try:
+                timeout = None if self.transport else self.limits.timeout_s
+                result = await self.client.call_tool(tool, dict(arguments), read_timeout_seconds=timeout)
+                break
+            except MCPError as error:
+                broken = self._broken(error)
+                if broken is None:
+                    said = self.collected.quoted(error, 300)
+                    raise UserError(f"{self.what}: tool {shown(tool)}: {said}{await self._tools(tool)}") from None
+                if attempt == self.limits.tries:
+                    raise UserError(f"{self.what}: tool {shown(tool)}: {broken}, {attempt} times") from None
+                wait = FIRST_WAIT_S * 2 ** (attempt - 1)
+                self.collected.say(f"{self.what}: {broken}; try {attempt + 1} of {self.limits.tries} in {wait:g} s")
+                await anyio.sleep(wait)
         text = "\n".join(part.text for part in result.content if part.type == "text")
         if result.is_error:
-            raise UserError(f"{self.what}: tool {shown(tool)} failed: {shown(text, 300)}{await self._tools(tool)}")
+            said = self.collected.quoted(text, 300)
+            raise UserError(f"{self.what}: tool {shown(tool)} failed: {said}{await self._tools(tool)}")
         if result.structured_content is not None:
             return result.structured_content
         try:
@@ -67,6 +90,13 @@ class Server:
             raise UserError(f"{self.what}: tool {shown(tool)}: JSON nested too deeply") from None
         except ValueError:
             return text
+
+    def _broken(self, error: MCPError) -> str | None:
+        """Why the answer's event stream broke off, None where the error is the server's own word."""
+        if self.transport is None or self.transport.problem is not None:
+            return None
+        reason, self.transport.broken = self.transport.broken, None
+        return reason or ("the answer was cut off" if "SSE stream" in str(error) else None)
 
     async def _tools(self, tool: str) -> str:
         """The server's tools, where the one called is not among them."""
@@ -90,22 +120,39 @@ def _unwrapped(data: Any, path: str) -> Any:
 @contextlib.asynccontextmanager
 async def _connected(options: Mapping[str, Any], limits: Limits, collected: Collected) -> AsyncIterator[Server]:
     token = token_of(options, collected.what)
-    if "memory_mcp_url" in options:
-        what = f"{collected.what} ({address(options['memory_mcp_url'])})"
-        # The SDK opens a GET stream that servers need not have; only what carries calls is tried again.
-        transport = PatientTransport(what, limits, collected.say, options, patient=("POST",))
-        timeout = httpx2.Timeout(limits.timeout_s)
-        try:
-            async with httpx2.AsyncClient(transport=transport, headers=headers(token), timeout=timeout) as http:
-                size = int(limits.max_page_mb * MB)
-                streams = streamable_http_client(options["memory_mcp_url"], http_client=http, max_sse_event_size=size)
-                async with Client(streams, cache=None) as client:
-                    yield Server(client, what, None, options)
-        except BaseException:
-            if transport.problem is not None:
-                raise transport.problem from None
+    connect = _over_http if "memory_mcp_url" in options else _over_stdio
+    async with connect(options, limits, collected, token) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def _over_http(
+    options: Mapping[str, Any], limits: Limits, collected: Collected, token: str | None
+) -> AsyncIterator[Server]:
+    what = f"{collected.what} ({address(options['memory_mcp_url'])})"
+    # The SDK opens a GET stream that servers need not have; only what carries calls is tried again.
+    transport = PatientTransport(what, limits, collected.say, options, patient=("POST",))
+    timeout = httpx2.Timeout(limits.timeout_s)
+    try:
+        async with httpx2.AsyncClient(transport=transport, headers=headers(token), timeout=timeout) as http:
+            size = int(limits.max_page_mb * MB) + 1  # the transport's own limit comes first, and says so
+            streams = streamable_http_client(options["memory_mcp_url"], http_client=http, max_sse_event_size=size)
+            async with Client(streams, cache=None) as client:
+                yield Server(client, what, options, limits, collected, transport)
+    except BaseException as error:
+        if transport.problem is not None:
+            raise transport.problem from None
+        said = _protocol_error(error)
+        if said is None:
             raise
-        return
+        reason = transport.broken or f"the MCP handshake failed: {collected.quoted(said, 300)}"
+        raise UserError(f"{what}: {reason}") from None
+
+
+@contextlib.asynccontextmanager
+async def _over_stdio(
+    options: Mapping[str, Any], limits: Limits, collected: Collected, token: str | None
+) -> AsyncIterator[Server]:
     command = options["command"]
     what = f"{collected.what} (command {shown(command[0])})"
     names = [*options.get("environment", []), *([options["token_env"]] if token else [])]
@@ -116,19 +163,32 @@ async def _connected(options: Mapping[str, Any], limits: Limits, collected: Coll
             async with Client(
                 stdio_client(parameters, errlog=said), cache=None, read_timeout_seconds=limits.timeout_s
             ) as client:
-                yield Server(client, what, limits.timeout_s, options)
+                yield Server(client, what, options, limits, collected)
         except OSError as error:
             raise UserError(f"{what}: cannot be started: {error.strerror or error}") from None
         except (Exception, BaseExceptionGroup) as error:
-            if "Connection closed" in str(error):
-                raise UserError(f"{what}: it ended{_last_words(said, options)}") from None
-            raise
+            reasons = [str(leaf) for leaf in leaves_of(error)]
+            if any("Connection closed" in reason for reason in reasons):
+                raise UserError(f"{what}: it ended{_last_words(said, collected)}") from None
+            if any(isinstance(leaf, MCPError) and leaf.code == REQUEST_TIMEOUT for leaf in leaves_of(error)):
+                raise UserError(f"{what}: no answer within {limits.timeout_s:g} s (timeout_s)") from None
+            failed = _protocol_error(error)
+            if failed is None:
+                raise
+            raise UserError(f"{what}: the MCP handshake failed: {collected.quoted(failed, 300)}") from None
 
 
-def _last_words(said: IO[str], options: Mapping[str, Any]) -> str:
+def _protocol_error(error: BaseException) -> str | None:
+    """What the SDK says of a failed handshake; None where the error is another."""
+    leaves = list(leaves_of(error))
+    found = [leaf for leaf in leaves if isinstance(leaf, MCPError | ValidationError)]
+    return str(found[0]) if found and not any(isinstance(leaf, UserError) for leaf in leaves) else None
+
+
+def _last_words(said: IO[str], collected: Collected) -> str:
     said.seek(0)
     lines = [line.strip() for line in said.read()[-4000:].splitlines() if line.strip()]
-    return f"; the last that it said: {shown(without_secrets(' / '.join(lines[-3:]), options), 400)}" if lines else ""
+    return f"; the last that it said: {collected.quoted(' / '.join(lines[-3:]), 400)}" if lines else ""
 
 
 async def collect(options: Mapping[str, Any], limits: Limits, collected: Collected) -> None:
@@ -156,7 +216,7 @@ async def collect(options: Mapping[str, Any], limits: Limits, collected: Collect
                         for raw in fields.nodes(record):
                             collected.add(raw)
                 except ValueError as error:
-                    raise UserError(f"{server.what}: {error} (in {shown(record, 120)})") from None
+                    raise UserError(f"{server.what}: {error} (in {collected.quoted(record)})") from None
             if len(listed_keys) > limits.max_nodes:
                 raise UserError(f"{server.what}: more than max_nodes ({limits.max_nodes}) nodes")
         if rendered:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.utils
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,12 +95,19 @@ class PatientTransport(httpx2.AsyncBaseTransport):
     """
 
     def __init__(
-        self, what: str, limits: Limits, say: SAY, options: Mapping[str, Any], patient: tuple[str, ...] = ("GET", "POST")
+        self,
+        what: str,
+        limits: Limits,
+        say: SAY,
+        options: Mapping[str, Any],
+        patient: tuple[str, ...] = ("GET", "POST"),
+        streams: bool = True,
     ) -> None:
-        self.what, self.limits, self.say, self.patient = what, limits, say, patient
+        self.what, self.limits, self.say, self.patient, self.streams = what, limits, say, patient, streams
         self.token_env = options.get("token_env")
         self.ends = time.monotonic() + limits.deadline_s
         self.problem: UserError | None = None
+        self.broken: str | None = None  # why the last event stream broke off; the caller may ask again
         self.inner = httpx2.AsyncHTTPTransport()
 
     def _give_up(self, reason: str) -> UserError:
@@ -142,15 +149,14 @@ class PatientTransport(httpx2.AsyncBaseTransport):
                     else "it wants a token: name its variable in token_env"
                 )
                 raise self._give_up(f"HTTP {response.status_code} {response.reason_phrase}: {has}")
-            if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+            if self.streams and response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+                response.stream = _Watched(response.stream, self)
                 return response
-            limit = self.limits.max_page_mb * MB
             parts: list[bytes] = []
             size = 0
             async for part in response.stream:  # type: ignore[union-attr]
                 size += len(part)
-                if size > limit:
-                    raise self._give_up(f"an answer is larger than max_page_mb ({self.limits.max_page_mb:g} MB)")
+                self.check_size(size)
                 parts.append(part)
         except BaseException:
             await response.aclose()
@@ -163,6 +169,32 @@ class PatientTransport(httpx2.AsyncBaseTransport):
             extensions=response.extensions,
             request=request,
         )
+
+    def check_size(self, size: int) -> None:
+        """UserError where an answer of `size` bytes is beyond max_page_mb."""
+        if size > self.limits.max_page_mb * MB:
+            raise self._give_up(f"an answer is larger than max_page_mb ({self.limits.max_page_mb:g} MB)")
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+class _Watched(httpx2.AsyncByteStream):
+    """An event stream on its way to the SDK: its size is limited, and why it broke off is kept, which the SDK does not tell."""
+
+    def __init__(self, inner: Any, transport: PatientTransport) -> None:
+        self.inner, self.transport = inner, transport
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        try:
+            async for part in self.inner:
+                size += len(part)
+                self.transport.check_size(size)
+                yield part
+        except httpx2.TransportError as error:
+            self.transport.broken = _reason(error, self.transport.limits.timeout_s)
+            raise
 
     async def aclose(self) -> None:
         await self.inner.aclose()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from amygdala.corpus import Index, Postings
+from amygdala.corpus import Index, Postings, phrase
 from amygdala.errors import UserError, listed, shown
 from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN, shard_of
 from amygdala.keys import key
@@ -141,8 +141,10 @@ class Corpus:
         low = np.zeros(len(rows), dtype=bool) if limit is None else (scores <= limit)
         allowed[rows] &= low & (scores < self.rules.min_positive_score)
         mentions = np.zeros(len(allowed))
-        named, counts = self._of(self.index.mentions, emotion)
-        np.add.at(mentions, named, counts)
+        spoken = {phrase(name): name for name in self.rules.names_of(emotion)}  # self_doubt and self-doubt are one phrase
+        for name in spoken.values():
+            named, counts = self.index.mentions[name]
+            mentions[named] += counts
         allowed &= mentions <= self.rules.max_negative_mentions
         return np.flatnonzero(allowed)
 

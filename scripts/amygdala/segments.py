@@ -125,7 +125,9 @@ class Mapped:
             raise DamagedError(f"unreadable ({type(error).__name__}: {error})") from None
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor `name` as a read-only memory map. One that was mapped stays readable when the file is set aside or removed."""
+        """The tensor `name` as a read-only memory map. One that was mapped stays readable when the file is set aside or
+        removed.
+        """
         if name in self._arrays:
             return self._arrays[name]
         try:

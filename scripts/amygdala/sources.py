@@ -34,9 +34,10 @@ FETCH_ONLY = (
     "max_page_mb",
 )
 SNAPSHOT_FORMAT = 1
+ADVICE = "Fetch it with: snakemake --cores 1 refresh"
 
 
-class NotFetched(UserError):
+class NotFetchedError(UserError):
     """There is no snapshot of a live source, or one of another definition."""
 
 
@@ -64,16 +65,13 @@ class Source:
 
 
 def sources_of(graph: Any) -> list[Source]:
-    """The sources of a checked `graph:` setting. UserError where two have one name."""
+    """The sources of a checked `graph:` setting."""
     items = graph if isinstance(graph, list) else [graph]
     found: list[Source] = []
     for item in items:
         options = {"source": "file", "path": item} if isinstance(item, str) else dict(item)
         kind = options.pop("source")
-        name = options.pop("name", kind)
-        if any(source.name == name for source in found):
-            raise UserError(f"graph: two sources are called {shown(name)}: give each a `name:` of its own")
-        found.append(Source(kind, name, options))
+        found.append(Source(kind, options.pop("name", kind), options))
     return found
 
 
@@ -97,6 +95,9 @@ def _located(source: Source, base: Sequence[Path]) -> Source:
             if found.is_dir() != folder:
                 raise UserError(f"graph: cannot read {found}: it is {'no' if folder else 'a'} folder")
             options[name] = str(found)
+    if source.kind == "table":  # the suffix says how it is read, and so belongs to the identity
+        tabs = Path(options["path"]).suffix.lower() in (".tsv", ".tab")
+        options = {"delimiter": "\t" if tabs else ",", "quotes": not tabs, **options}
     return Source(source.kind, source.name, options)
 
 
@@ -104,7 +105,7 @@ class Graph:
     """The configured sources with the identity of what they hold now.
 
     identity: for keys; it covers bytes and reading options, neither paths nor times. UserError where a source is missing,
-    NotFetched where a live one has no snapshot.
+    NotFetchedError where a live one has no snapshot.
     """
 
     def __init__(self, config: Mapping[str, Any], base: Sequence[Path], store: Path) -> None:
@@ -134,7 +135,7 @@ class Graph:
         try:
             return [content_identity(group, root if root.is_dir() else group[0], self._memo(group)) for group in groups]
         except OSError as error:
-            raise UserError(f"graph: cannot read {error.filename}: {error.strerror}") from None
+            raise UserError(f"graph: cannot read {error.filename or root}: {error.strerror}") from None
 
     def _memo(self, files: list[Path]) -> Path:
         return self._memos / f"graph.{key([str(path.resolve()) for path in files])}.json"
@@ -180,7 +181,7 @@ def live_lines(fetched: Mapping[str, tuple[Source, list[RawNode]]]) -> str:
     for name, (_, raws) in sorted(fetched.items()):
         for raw in sorted(raws, key=lambda raw: raw.key):
             record = {"origin": name, "key": raw.key, "text": raw.text}
-            lines.append(json.dumps(record | ({"time": raw.time} if raw.time is not None else {}), ensure_ascii=False))
+            lines.append(_dumped(record | ({"time": raw.time} if raw.time is not None else {})))
     return "\n".join(lines) + "\n"
 
 
@@ -191,48 +192,70 @@ def previous_of(snapshot: str | Path) -> Path:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        line = file.readline()
+    """{source name: {"definition", "nodes"}}; NotFetchedError where the file is no snapshot of live sources."""
     try:
-        header = json.loads(line)
+        with open(path, "rb") as file:
+            header = json.loads(file.readline())
+        sources = dict(header["sources"])
         if header["amygdala_snapshot"] != SNAPSHOT_FORMAT:
             raise ValueError("another format")
-        return dict(header["sources"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise NotFetched(f"{path}:1: not a snapshot of amygdala's ({error}). Run: snakemake refresh") from None
+        for facts in sources.values():
+            if not isinstance(facts["definition"], str) or not isinstance(facts["nodes"], int):
+                raise TypeError("its header is damaged")
+    except OSError as error:
+        raise NotFetchedError(f"graph: cannot read {path}: {error.strerror}. {ADVICE}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise NotFetchedError(f"{path}:1: not a snapshot of amygdala's ({error}). {ADVICE}") from None
+    return sources
+
+
+def _dumped(record: dict[str, Any]) -> str:
+    """JSON as people read it; escaped where it holds half a surrogate pair (a bad node, which builds refuse or skip)."""
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(record)
+    return line
 
 
 def check_fetched(path: Path, live: Sequence[Source]) -> None:
-    """NotFetched where the snapshot is missing, or holds a source that is now defined differently."""
+    """NotFetchedError where the snapshot is missing, or holds a source that is now defined differently."""
     if not path.exists():
         names = ", ".join(shown(source.name) for source in live)
-        raise NotFetched(f"graph: there is no snapshot of {names} yet ({path}). Fetch it with: snakemake --cores 1 refresh")
+        raise NotFetchedError(f"graph: there is no snapshot of {names} yet ({path}). {ADVICE}")
     header = _header(path)
     for source in live:
         if header.get(source.name, {}).get("definition") != source.definition:
             what = "is defined differently than" if source.name in header else "is not among the sources"
-            raise NotFetched(
-                f"graph: source {shown(source.name)} {what} when {path} was fetched. Fetch it anew: snakemake --cores 1 refresh"
-            )
+            raise NotFetchedError(f"graph: source {shown(source.name)} {what} when {path} was fetched. {ADVICE}")
+
+
+def _raw(line: bytes, where: str) -> tuple[str, RawNode]:
+    """(source name, node) of a snapshot's line; ValueError, KeyError, TypeError or RecursionError where it is damaged."""
+    record = json.loads(line)
+    given = (record["origin"], record["key"], record["text"], record.get("time") or "")
+    if not all(isinstance(value, str) for value in given):
+        raise TypeError("a field is no string")
+    return record["origin"], RawNode(record["key"], record["text"], None, record.get("time"), None, where)
 
 
 def read_live(path: Path) -> dict[str, list[RawNode]]:
     """{source name: raw nodes} of a snapshot of live sources. UserError where it is damaged."""
     header = _header(path)
     found: dict[str, list[RawNode]] = {name: [] for name in header}
-    with open(path, encoding="utf-8", newline="\n") as file:
+    with open(path, "rb") as file:
         file.readline()
         for number, line in enumerate(file, 2):
             try:
-                record = json.loads(line)
-                raw = RawNode(record["key"], record["text"], None, record.get("time"), None, f"{path}:{number}")
-                found[record["origin"]].append(raw)
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}:{number}: damaged ({error}). Run: snakemake --cores 1 refresh") from None
+                name, raw = _raw(line, f"{path}:{number}")
+                found[name].append(raw)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise UserError(f"{path}:{number}: damaged ({error}). {ADVICE}") from None
     for name, facts in header.items():
-        if len(found[name]) != facts["nodes"]:
+        count = len(found[name])
+        if count != facts["nodes"]:
             raise UserError(
-                f"{path}: {len(found[name])} nodes of {shown(name)} in it, and its header says {facts['nodes']}: "
-                "it was cut. Run: snakemake --cores 1 refresh"
+                f"{path}: {count} nodes of {shown(name)}, and its header says {facts['nodes']}: it was cut. {ADVICE}"
             )
     return found

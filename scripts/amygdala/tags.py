@@ -1,17 +1,15 @@
 """The tag grammar: where a node's text says its emotions, and what is left for the model to see.
 
-    tag         decoration* name ":" score decoration*          warmth:9   **Clarity:7.5**   `joy:10`,
-    name        a letter, then letters, marks, digits, "_" or "-", 48 characters at most; compared in Unicode NFKC, case-folded
-    score       a decimal from 0 to 10
-    decoration  markdown and punctuation around a tag: * _ ` ~ > # - + | ( ) [ ] { } " ' and, behind it, a full stop
-    tag line    tags between white space, commas, semicolons or bars; a label ("tags:", "emotions:", "mood:" …) may stand first,
+    tag         name ":" score, with markdown and punctuation around it: warmth:9   **Clarity**:7.5   `joy:10`,   • awe:8
+    {"calm":9} name        a letter, then letters, marks, digits, "_" or "-", 48 characters at most; compared in Unicode NFKC,
+    case-folded score       a decimal from 0 to 10 tag line    tags between white space, commas, semicolons or bars; a label
+    ("tags:", "emotions:", "mood:" …) may stand first,
                 comment marks (<!-- -->) around
     the end     the last non-empty lines of a node, as long as they are tag lines; a heading that is a mere label ("## Tags")
-    above
-                them belongs to them
-    inside      a line of two or more tags that ends a paragraph (a blank line follows), outside fenced code: what an entry
-    ended in
-                before someone wrote on below it
+                above them belongs to them
+    inside      the tag lines that end a paragraph (a blank line follows), outside fenced code, where they hold two tags or
+    more:
+                what an entry ended in before someone wrote on below it
 
 Tag lines are taken out and their scores kept; of a name given twice the higher score counts. Everything else is the text:
 trimmed of white space at both ends, otherwise unchanged. Any other line that looks like tags is text. In a line at the end, a
@@ -32,19 +30,27 @@ NAME_LENGTH = 48
 LABELS = frozenset(
     {"tags", "tag", "emotions", "emotion", "emotion-tags", "emotion_tags", "feelings", "feeling", "mood", "moods"}
 )
-BEFORE = "*_`~>#-+|([{\"'"
-BEHIND = "*_`~|)]}\"'."
-COMMENT = ("<!--", "-->")
+BEFORE = "*_`~>#-+•‣◦·–—([{\"'"  # what may stand before a tag
+BEHIND = "*_`~)]}\"'."  # and behind it
+AROUND_NAME = "*`~\"'"  # and between its name and the colon
 
 _TAG = re.compile(r"(?P<name>[^\s:,;|]+):(?P<score>[+-]?\d+(?:\.\d+)?)")
 _SEPARATOR = re.compile(r"[\s,;|]+")
-_FENCE = re.compile(r"\s{0,3}(```|~~~)")
-_LEFT_OVER = re.compile(r"(?<![\w:/.])(?P<name>[^\W\d_][\w-]{0,47})[*_`]*[ \t]?:[ \t]?[*_`]*\d+(?:\.\d+)?(?![\w:/])")
+_COMMENT = re.compile(r"<!--|-->")
+_FENCE = re.compile(r" {0,3}(?P<mark>`{3,}(?=[^`]*$)|~{3,})", re.DOTALL)  # CommonMark 0.31, section 4.5
+_LEFT_OVER = re.compile(
+    r"(?<![\w/.])(?P<name>[^\W\d_][^\s:,;|*`~\"']{0,47})[*_`~\"']*[ \t]?:[*_`~]*[ \t]?[*_`~]*\d+(?:\.\d+)?(?![\w:/])"
+)
 
 
 def folded(text: str) -> str:
-    """Unicode NFKC, case-folded: for comparing, never for the text that a model sees."""
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    """Unicode NFKC, case-folded, until neither changes it: for comparing, never for the text that a model sees."""
+    if text.isascii():
+        return text.lower()
+    before = ""
+    while text != before:
+        before, text = text, unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return text
 
 
 def emotion_name(raw: str) -> str:
@@ -54,8 +60,7 @@ def emotion_name(raw: str) -> str:
     allowed = all(c[0] in "LMN" or character in "_-" for c, character in zip(categories, name, strict=True))
     if not name or len(name) > NAME_LENGTH or categories[0][0] != "L" or not allowed:
         raise ValueError(
-            f"{shown(raw)} is not an emotion name: a letter first, then letters, digits, '_' or '-', {NAME_LENGTH} at most "
-            "(a last line that is text and no tags should not read name:number)"
+            f"{shown(raw)} is not an emotion name: a letter first, then letters, digits, '_' or '-', {NAME_LENGTH} at most"
         )
     return name
 
@@ -68,48 +73,68 @@ def _raw_tags(line: str) -> list[tuple[str, str]]:
     """(name, score) as written of a line made of tags alone; empty where it is not one."""
     if ":" not in line:
         return []
-    tokens = [token for token in _SEPARATOR.split(line) if token and token not in COMMENT and _bare(token)]
-    if tokens and tokens[0].strip(BEFORE + BEHIND).endswith(":") and _is_label(tokens[0]):
-        tokens = tokens[1:]
-    matches = [_TAG.fullmatch(_bare(token)) for token in tokens]
-    pairs = [(match["name"], match["score"]) for match in matches if match]
+    tokens = [token for token in map(_bare, _SEPARATOR.split(_COMMENT.sub(" ", line))) if token]
+    label, colon, first = tokens[0].partition(":") if tokens else ("", "", "")
+    if colon and _is_label(label) and (":" in first or not _bare(first)):
+        tokens[:1] = filter(None, [_bare(first)])
+    matches = [_TAG.fullmatch(token) for token in tokens]
+    pairs = [(match["name"].rstrip(AROUND_NAME), match["score"]) for match in matches if match]
     if len(pairs) < len(tokens) or not any(character.isalpha() for name, _ in pairs for character in name):
         return []
     return pairs
 
 
 def _is_label(line: str) -> bool:
-    return folded(line.strip(" \t\r\n" + BEFORE + BEHIND).removesuffix(":").rstrip(BEHIND)) in LABELS
+    return folded(line.strip().strip(f" \t{BEFORE}{BEHIND}:")) in LABELS
 
 
 def _checked(pairs: list[tuple[str, str]]) -> dict[str, float]:
     """Canonical name to the highest score. ValueError on a bad name or score."""
     scores: dict[str, float] = {}
     for raw, given in pairs:
-        name, score = emotion_name(raw), float(given)
+        try:
+            name, score = emotion_name(raw), float(given)
+        except ValueError as error:
+            raise ValueError(f"{error} (a last line that is text and no tags should not read name:number)") from None
         if not 0 <= score <= 10:
             raise ValueError(f"score {shown(given)} of emotion {shown(name)} is outside 0-10")
         scores[name] = max(score + 0.0, scores.get(name, 0.0))
     return scores
 
 
+def _fenced(lines: list[str]) -> list[bool]:
+    """Whether each line belongs to fenced code, the fences themselves included."""
+    inside: list[bool] = []
+    mark = ""
+    for line in lines:
+        opening = _FENCE.match(line) if not mark else None
+        closing = bool(mark) and len(line.strip()) >= len(mark) and not line.strip().strip(mark[0])
+        inside.append(bool(mark or opening))
+        mark = opening["mark"] if opening else "" if closing else mark
+    return inside
+
+
 def _inside(lines: list[str]) -> dict[int, dict[str, float]]:
     """{line number: scores} of the tag lines that end a paragraph inside the text."""
     found: dict[int, dict[str, float]] = {}
-    fence = ""
-    for number, line in enumerate(lines):
-        mark = _FENCE.match(line)
-        if mark and fence in ("", mark[1]):
-            fence = "" if fence else mark[1]
+    code = _fenced(lines)
+    for last in range(len(lines) - 1):
+        if lines[last + 1].strip():
             continue
-        if fence or number + 1 == len(lines) or lines[number + 1].strip():
-            continue
-        pairs = _raw_tags(line)
-        if len(pairs) >= 2:
+        block: dict[int, dict[str, float]] = {}
+        count = 0
+        for number in range(last, -1, -1):
+            pairs = [] if code[number] else _raw_tags(lines[number])
             try:
-                found[number] = _checked(pairs)
+                scores = _checked(pairs)
             except ValueError:
-                continue
+                break
+            if not scores:
+                break
+            block[number] = scores
+            count += len(pairs)
+        if count >= 2:
+            found |= block
     return found
 
 
@@ -135,7 +160,7 @@ def split_tags(text: str) -> tuple[str, dict[str, float]]:
 
 def left_over(text: str) -> set[str]:
     """Folded names that still stand in a text as `name:number` or `name: number`: labels that the model would see."""
-    return {folded(match["name"]) for match in _LEFT_OVER.finditer(text)} if ":" in text else set()
+    return {folded(match["name"].rstrip("_")) for match in _LEFT_OVER.finditer(text)} if ":" in text else set()
 
 
 def tag_line(scores: Mapping[str, float]) -> str:
