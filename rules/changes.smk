@@ -10,7 +10,6 @@ rule changes:
         current=build.change_settings(),
         files=get_built_files(),
         fetched=build.config["snapshot"],
-        store=build.store,
         rules=build.rules.ingredients(),
         output=f"{build.results}/changes.json",
     message:

@@ -10,7 +10,6 @@ rule snapshot:
     params:
         graph=build.current.graph.title,
         settings=build.graph_settings(),
-        store=build.store,
     message:
         "Snapshot of {params.graph}"
     script:

@@ -108,7 +108,7 @@ if "snakemake" in globals():
         released = recall(Path(params.manifest)) or {}
         last: Before | None
         if released:
-            last = before_release(released, params.store)
+            last = before_release(released, params.current["store"])
         else:
             last = before_refresh(previous_of(params.fetched), {**params.current, "emotions": list(params.files)}, rules)
         report = make_report(last, released, params.current, params.files, rules)

@@ -36,5 +36,6 @@ def make_snapshot(settings: Mapping[str, Any], store: str | Path, output: str | 
 
 if "snakemake" in globals():
     with job(snakemake) as say:
-        count = make_snapshot(snakemake.params.settings, snakemake.params.store, snakemake.output[0])
+        settings = snakemake.params.settings
+        count = make_snapshot(settings, settings["store"], snakemake.output[0])
         say(f"{count} nodes")

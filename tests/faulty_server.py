@@ -79,7 +79,8 @@ class Faulty(ThreadingHTTPServer):
     """Serve `nodes` at url (GET, pages of `size`) and mcp_url (read_graph, list_nodes and render_node) within a `with` block.
 
     shape: of tools' answers: "structured", "text" (JSON), "result" (structured, wrapped as FastMCP does), "plain" (text),
-    "raw" (what the tool gives is the result). stream: MCP answers are event streams. tools and pages replace what is served; they may raise.
+    "raw" (what the tool gives is the result). stream: MCP answers are event streams. tools and pages replace what is served;
+    they may raise.
     """
 
     daemon_threads = False

@@ -426,7 +426,5 @@ def test_a_sound_configuration_with_a_live_source_can_be_refreshed(
     assert json.dumps(given) == kept
 
 
-    strict=True, raises=UserError, reason="sources_of raises where two sources have one name, and nobody catches it"
-)
 def test_two_sources_of_one_name_cannot_be_refreshed(config: dict[str, Any]) -> None:
     assert not can_refresh({**config, "graph": [LIVE, LIVE]}, REPOSITORY)

@@ -162,6 +162,14 @@ def test_the_last_file_that_sets_a_key_is_named(tmp_path: Path) -> None:
         check(merged({"seed": "y"}), SCHEMA, [first, second, third, tmp_path / "missing.yaml"])
 
 
+def test_of_two_files_that_set_the_same_the_last_is_named(tmp_path: Path) -> None:
+    first, second = (tmp_path / name for name in ("1.yaml", "2.yaml"))
+    first.write_text("seed: x\n")
+    second.write_text("\nseed: x\n")
+    with pytest.raises(UserError, match=rf"^{re.escape(str(second))}:2: 'seed'"):
+        check(merged({"seed": "x"}), SCHEMA, [first, second])
+
+
 # Wrong types and values. In the messages: the key, the value given, what is expected
 
 

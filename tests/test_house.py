@@ -44,7 +44,10 @@ def imported_by(statement: str) -> set[str]:
 HEAVY = {"torch", "transformers", "sklearn", "matplotlib", "scipy", "huggingface_hub", "mcp", "httpx2", "anyio"}
 
 
-@pytest.mark.parametrize("script", ["snapshot", "examples", "vectors", "heads", "readout", "publish", "activations", "changes", "selection", "refresh"])
+@pytest.mark.parametrize(
+    "script",
+    ["snapshot", "examples", "vectors", "heads", "readout", "publish", "activations", "changes", "selection", "refresh"],
+)
 def test_jobs_that_run_no_model_import_no_torch(script: str) -> None:
     """`activations` too: it loads torch only once a row is missing."""
     assert not HEAVY & imported_by(f"import {script}")

@@ -235,7 +235,8 @@ def test_a_table_as_go_emotions_has_it(tmp_path: Path) -> None:
     """Tabs, no header, several numbers a row that stand for lines of another file; a quote is a quote."""
     names = tmp_path / "emotions.txt"
     names.write_bytes(b"\xef\xbb\xbfadmiration\r\nSadness\r\njoy\r\nneutral\r\n")
-    options = {"header": False, "text": 0, "label": 1, "key": 2, "label_names": str(names)}
+    options: dict[str, Any] = {"header": False, "text": 0, "label": 1, "key": 2, "label_names": str(names)}
+    options |= {"delimiter": "\t", "quotes": False}  # what the suffix says: test_sources.py
     raws = from_table(tmp_path, GO_EMOTIONS, "train.tsv", **options)
     assert [(raw.key, raw.text, raw.scores) for raw in raws] == [
         ("ee1", "Rain again.", {"sadness": 10.0}),
@@ -251,15 +252,16 @@ def test_a_table_as_go_emotions_has_it(tmp_path: Path) -> None:
             from_table(tmp_path, f"x\t{bad}\te\n", "train.tsv", **options)
 
 
-@pytest.mark.xfail(strict=True, reason="local.py _label_names drops blank lines, so that the labels below them shift silently")
-def test_a_blank_line_of_label_names_does_not_shift_those_below(tmp_path: Path) -> None:
+def test_a_blank_line_of_label_names_counts_and_names_nothing(tmp_path: Path) -> None:
     names = tmp_path / "emotions.txt"
-    names.write_text("joy\n\nanger\nfear\n", encoding="utf-8")
-    try:
-        (raw,) = from_table(tmp_path, "text,l\nx,2\n", text="text", label="l", label_names=str(names))
-    except UserError:
-        return
-    assert raw.scores == {"anger": 10.0}
+    names.write_text("\njoy\n \n\tanger \nfear\n\n \n", encoding="utf-8")
+    options = {"text": "text", "label": "l", "label_names": str(names)}
+    raws = from_table(tmp_path, "text,l\nx,1\nx,3\nx,4\n", **options)
+    assert [raw.scores for raw in raws] == [{"joy": 10.0}, {"anger": 10.0}, {"fear": 10.0}]
+    for label in ("0", "2", "5"):
+        message = rf"t\.csv:2: label '{label}' is no line number \(from 0\) of label_names, which has 5$"
+        with pytest.raises(UserError, match=message):
+            from_table(tmp_path, f'text,l\nx,"1,{label}"\n', **options)
 
 
 @pytest.mark.parametrize(
@@ -294,16 +296,19 @@ def test_score_columns_with_a_scale(tmp_path: Path) -> None:
     assert [raw.scores for raw in raws] == [{"joy": 1.0}, {"joy": 1.0}, {"joy": 10.0}]
 
 
-@pytest.mark.xfail(strict=True, reason="local.py read_table: of several score columns of one emotion only the last is read")
-def test_of_two_score_columns_of_one_emotion_the_higher_counts(tmp_path: Path) -> None:
-    (raw,) = from_table(tmp_path, "text,joy,glee\na,9,1\n", text="text", scores={"joy": "joy", "glee": "Joy"})
-    assert raw.scores == {"joy": 9.0}
+def test_of_several_score_columns_of_one_emotion_the_highest_counts(tmp_path: Path) -> None:
+    data = "text,joy,glee,cheer\na,9,1,2\nb,1,9,2\nc,0,,\nd,,,\ne,10,9,\n"
+    raws = from_table(tmp_path, data, text="text", scores={"joy": "joy", "glee": "Joy", "cheer": "JOY"})
+    assert [raw.scores for raw in raws] == [{"joy": 9.0}, {"joy": 9.0}, {"joy": 0.0}, {}, {"joy": 10.0}]
+    with pytest.raises(UserError, match=r"t\.csv:2: score '11' of emotion 'joy' is outside 0-10"):
+        from_table(tmp_path, "text,joy,glee\na,9,11\n", text="text", scores={"joy": "joy", "glee": "joy"})
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
         ("high", r"'high' is no score of 'joy'$"),
+        ("0_1", r"'0_1' is no score of 'joy'$"),
         ("1.1", r"score '1\.1' of emotion 'joy' is outside 0-10 \(times the scale 10\)$"),
         ("-0.1", r"score '-0\.1' of emotion 'joy' is outside 0-10"),
         ("nan", r"score 'nan' of emotion 'joy' is outside 0-10"),
@@ -341,11 +346,9 @@ def test_two_rows_of_one_key_are_refused(tmp_path: Path) -> None:
     [
         ("t.csv", "a,text\n1,x;y\n", {}, "x;y"),
         ("t.csv", "a;text\n1;x,y\n", {"delimiter": ";"}, "x,y"),
-        ("t.tsv", 'a\ttext\n1\t"x\n', {}, '"x'),
-        ("t.TAB", 'a\ttext\n1\t"x" y\n', {}, '"x" y'),
-        ("t.tsv", 'a\ttext\n1\t"x\ty"\n', {"quotes": True}, "x\ty"),
+        ("t.tsv", 'a\ttext\n1\t"x\n', {"delimiter": "\t", "quotes": False}, '"x'),
+        ("t.tsv", 'a\ttext\n1\t"x\ty"\n', {"delimiter": "\t", "quotes": True}, "x\ty"),
         ("t.csv", 'a,text\n1,"x"\n', {"quotes": False}, '"x"'),
-        ("t.tsv", "a,text\n1,x\ty\n", {"delimiter": ","}, "x\ty"),
         ("t.txt", "\ufeffa,text\n1,\U0001f600\n", {}, "\U0001f600"),
         ("t.csv", "text,a\nx,1\n", {"text": 0}, "x"),
         ("t.csv", "a,text\r1,x\r", {}, "x"),
@@ -400,17 +403,18 @@ def test_a_short_row_is_named(tmp_path: Path, options: dict[str, Any], needed: i
     assert from_table(tmp_path, "a,b,c\nx,y\n", text="b")[0].text == "y"
 
 
-def test_a_table_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^{tmp_path}/t\.csv: not UTF-8 \(invalid continuation byte at byte 8\)$"):
-        from_table(tmp_path, b"text\ncaf\xe9\n", text="text")
-
-
-@pytest.mark.xfail(
-    strict=True, reason="local.py _rows: the byte's place is counted from the decoder's last block, not the file"
+@pytest.mark.parametrize(
+    ("data", "line", "reason"),
+    [
+        (b"caf\xe9,text\n", 1, "invalid continuation byte"),
+        (b"\xef\xbb\xbftext\r\ncaf\xe9\r\n", 2, "invalid continuation byte"),
+        (b"text\n" + b"a" * 20_000 + b'\n"b\n\xff"\n', 4, "invalid start byte"),  # beyond what a decoder reads at once
+        (b"text\ncaf\xc3", 2, "unexpected end of data"),
+    ],
 )
-def test_the_place_of_a_byte_that_is_not_utf_8_is_that_in_the_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at byte 20005"):
-        from_table(tmp_path, b"text\n" + b"a" * 20_000 + b"\xff\n", text="text")
+def test_a_table_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path, data: bytes, line: int, reason: str) -> None:
+    with pytest.raises(UserError, match=rf"^{tmp_path}/t\.csv:{line}: not UTF-8 \({reason}\)$"):
+        from_table(tmp_path, data, text="text")
 
 
 def test_label_names_that_are_not_utf_8_are_named(tmp_path: Path) -> None:

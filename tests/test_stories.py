@@ -91,6 +91,21 @@ def test_bytes_around_the_text_do_not_count(tmp_path: Path) -> None:
     assert [raw.text for raw in raws] == ["One.", "Two.", text, text]
 
 
+def test_a_baseline_is_neutral_wherever_it_stands(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {
+        "stories/baseline.txt": "Rain.",
+        "direct/baseline.txt": "A.\n\nB.",
+        "direct/Baseline.txt": "C.",
+    }
+    raws = read(tmp_path, files)
+    assert [(raw.text, raw.scores, raw.scenario) for raw in raws] == [
+        ("C.", {"baseline": 10.0}, None),  # another name
+        ("A.", {}, None),
+        ("B.", {}, None),
+        ("Rain.", {}, None),
+    ]
+
+
 def test_tags_in_a_story_are_text(tmp_path: Path) -> None:
     (node,), _ = canonical("s", read(tmp_path, {"stories/joy.txt": "A gull.\ncalm:9"}))
     assert (node.text, node.scores) == ("A gull.\ncalm:9", {"joy": 10.0})
@@ -111,6 +126,7 @@ def test_equal_texts_of_two_emotions_are_two_nodes(tmp_path: Path) -> None:
     "name",
     [
         "joy.txt",
+        "baseline.txt",
         "Stories/joy.txt",
         "other/joy.txt",
         "other/_neutral.txt",
@@ -156,17 +172,29 @@ def test_a_name_that_is_no_emotion_is_named_by_its_file(tmp_path: Path, kind: st
     with pytest.raises(UserError) as caught:
         list(read_stories(folder, {}))
     message = str(caught.value)
-    assert message.startswith(f"{folder}/{kind}/{name}.txt: the file's name: {name!r} is not an emotion name")
+    assert message.startswith(f"{folder}/{kind}/{repr(name)[1:-1]}.txt: the file's name: {name!r} is not an emotion name")
+    assert message.isprintable()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="local.py read_stories, story_files: paths stand in messages with their control characters"
-)
-@pytest.mark.parametrize("name", ["stories/\x1b[1mjoy.txt", "\x1b[1mjoy.txt"])
-def test_hostile_file_names_are_shown_safely(tmp_path: Path, name: str) -> None:
+HOSTILE: dict[str, dict[str, str | bytes]] = {
+    "no emotion": {"stories/\x1b[1mjoy.txt": "x"},
+    "misplaced": {"\x1b[1mjoy.txt": "x"},
+    "no baseline": {"paired/\x1b[1m/joy.txt": "x"},
+    "empty": {"stories/_\x1b[1m.txt": " "},
+    "not UTF-8": {"stories/_\x1b[1m.txt": b"\xff"},
+    "no text": {"stories/_\x1b[1m\udcff.txt": "x"},
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_file_names_are_shown_safely(tmp_path: Path, kind: str) -> None:
+    folder = folder_of(tmp_path, HOSTILE[kind])
     with pytest.raises(UserError) as caught:
-        read(tmp_path, {name: "x"})
-    assert str(caught.value).isprintable()
+        canonical("s", read_stories(folder, {}))
+    message = str(caught.value)
+    assert message.startswith(f"{folder}/")
+    assert r"\x1b[1m" in message
+    assert message.isprintable()
 
 
 def test_a_name_whose_bytes_are_no_text_is_refused_as_a_key(tmp_path: Path) -> None:
@@ -183,13 +211,14 @@ def test_a_name_whose_bytes_are_no_text_is_refused_as_a_key(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "the text is empty"),
-        (b"\xef\xbb\xbf \r\n\t\n", "the text is empty"),
-        (b"caf\xe9", r"not UTF-8 \(unexpected end of data at byte 3\)"),
-        ("Rain".encode("utf-16"), r"not UTF-8 \(invalid start byte at byte 0\)"),
+        (b"", ": the text is empty"),
+        (b"\xef\xbb\xbf \r\n\t\n", ": the text is empty"),
+        (b"caf\xe9", r":1: not UTF-8 \(unexpected end of data\)"),
+        (b"\xef\xbb\xbfRain.\n\nA caf\xe9.\n", r":3: not UTF-8 \(invalid continuation byte\)"),
+        ("Rain".encode("utf-16"), r":1: not UTF-8 \(invalid start byte\)"),
     ],
 )
 def test_a_text_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     folder = folder_of(tmp_path, {name: content})
-    with pytest.raises(UserError, match=rf"^{folder}/{name}: {message}$"):
+    with pytest.raises(UserError, match=rf"^{folder}/{name}{message}$"):
         list(read_stories(folder, {}))

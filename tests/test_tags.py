@@ -1,15 +1,13 @@
-"""The tag grammar by hand: what is a tag line, what is text, what is an error, and what still shows a label."""
+"""The tag grammar by hand: what is a tag line, what is text, what is an error."""
 
 from __future__ import annotations
 
 import math
 import re
-import sys
-import unicodedata
 
 import pytest
 
-from amygdala.tags import LABELS, NAME_LENGTH, emotion_name, folded, left_over, split_tags, tag_line
+from amygdala.tags import LABELS, emotion_name, left_over, split_tags, tag_line
 
 GRAMMAR: list[tuple[str, str, dict[str, float]]] = [
     # one line, several lines, empty lines between and after
@@ -69,9 +67,22 @@ MARKDOWN: list[tuple[str, str, dict[str, float]]] = [
     ("Rain.\n|calm:9|joy:8|", "Rain.", {"calm": 9, "joy": 8}),
     ("Rain.\n<!-- calm:9 joy:8 -->", "Rain.", {"calm": 9, "joy": 8}),
     ("Rain.\n<!-- Tags: calm:9 -->", "Rain.", {"calm": 9}),
+    ("Rain.\n<!--calm:9-->", "Rain.", {"calm": 9}),
+    ("Rain.\n<!-- calm:9--> <!--joy:8 -->", "Rain.", {"calm": 9, "joy": 8}),
+    ("Rain.\n<!--Tags: calm:9-->", "Rain.", {"calm": 9}),
+    ("Rain.\ncalm:9<!--joy:8", "Rain.", {"calm": 9, "joy": 8}),
     ("Rain.\ncalm:9, joy:8.", "Rain.", {"calm": 9, "joy": 8}),
     ("Rain.\ncalm:8.5.", "Rain.", {"calm": 8.5}),
     ("Rain.\n- [ ] calm:9", "Rain.", {"calm": 9}),
+    ("Rain.\n• calm:9\n‣ joy:8\n◦awe:7\n· love:6", "Rain.", {"calm": 9, "joy": 8, "awe": 7, "love": 6}),
+    ("Rain.\n– calm:9\n—joy:8", "Rain.", {"calm": 9, "joy": 8}),
+    ("Rain.\ncalm:9 — joy:8", "Rain.", {"calm": 9, "joy": 8}),
+    # markup and quotes around the name alone
+    ("Rain.\n**calm**:9 *joy*:8, `awe`:7 ~~love~~:6", "Rain.", {"calm": 9, "joy": 8, "awe": 7, "love": 6}),
+    ("Rain.\n\"calm\":9 'joy':8", "Rain.", {"calm": 9, "joy": 8}),
+    ('Rain.\n{"calm":9}', "Rain.", {"calm": 9}),
+    ('Rain.\n{"calm":9,"joy":8.5}', "Rain.", {"calm": 9, "joy": 8.5}),
+    ("Rain.\nself_doubt:9 well-:8", "Rain.", {"self_doubt": 9, "well-": 8}),
     # labels, in the line or above it
     ("Rain.\nTags: calm:9 joy:8", "Rain.", {"calm": 9, "joy": 8}),
     ("Rain.\n**Tags:** calm:9", "Rain.", {"calm": 9}),
@@ -80,12 +91,22 @@ MARKDOWN: list[tuple[str, str, dict[str, float]]] = [
     ("Rain.\n- FEELINGS: `calm:9`, `joy:8`", "Rain.", {"calm": 9, "joy": 8}),
     ("Rain.\n## Tags: calm:9", "Rain.", {"calm": 9}),
     ("Rain.\n(emotions: calm:9)", "Rain.", {"calm": 9}),
+    ("Rain.\nTags:calm:9", "Rain.", {"calm": 9}),
+    ("Rain.\nTags:calm:9,joy:8", "Rain.", {"calm": 9, "joy": 8}),
+    ("Rain.\n**Mood**:**calm**:9", "Rain.", {"calm": 9}),
+    ("Rain.\nTags:mood:9", "Rain.", {"mood": 9}),
+    ("Rain.\nTags:**", "Rain.\nTags:**", {}),
     ("Rain.\n## Tags\n\ncalm:9", "Rain.", {"calm": 9}),
     ("Rain.\n\n### **Emotions:** ###\n\n- calm:9\n- joy:8\n", "Rain.", {"calm": 9, "joy": 8}),
     ("Rain.\r\n## Tags\r\ncalm:9\r\n", "Rain.", {"calm": 9}),
     ("Rain.\nMood\ncalm:9", "Rain.", {"calm": 9}),
     ("Rain.\ncalm:9\n\nFeelings:\njoy:8", "Rain.", {"calm": 9, "joy": 8}),
     ("Rain.\n## Tags\ncalm:0", "Rain.", {"calm": 0}),
+    ("Rain.\n## Tags\u2028calm:9", "Rain.", {"calm": 9}),
+    ("Rain.\n## Tags\x85calm:9", "Rain.", {"calm": 9}),
+    ("Rain.\n## Tags\x0bcalm:9", "Rain.", {"calm": 9}),
+    ("Rain.\n\u00a0## Tags\u00a0\ncalm:9", "Rain.", {"calm": 9}),
+    ("Rain.\n**Tags**:\ncalm:9", "Rain.", {"calm": 9}),
     # a label as a name is a name
     ("Rain.\nmood:8 tags:3", "Rain.", {"mood": 8, "tags": 3}),
     # a heading or a label that is none, or that nothing follows, is text
@@ -97,6 +118,9 @@ MARKDOWN: list[tuple[str, str, dict[str, float]]] = [
     ("Rain.\nTags calm:9", "Rain.\nTags calm:9", {}),
     ("Rain.\ncalm:9 tags:", "Rain.\ncalm:9 tags:", {}),
     ("Rain.\nTags: mood: calm:9", "Rain.\nTags: mood: calm:9", {}),
+    ("Rain.\nWeather:calm:9", "Rain.\nWeather:calm:9", {}),
+    ("Rain.\nmood:14:30", "Rain.\nmood:14:30", {}),
+    ("Rain.\njoy:8 Tags:calm:9", "Rain.\njoy:8 Tags:calm:9", {}),
     ("## Tags\nRain.\ncalm:9", "## Tags\nRain.", {"calm": 9}),
     # a rule above the tags is text
     ("Rain.\n\n---\ncalm:9", "Rain.\n\n---", {"calm": 9}),
@@ -130,7 +154,13 @@ TEXT_AT_THE_END = [
     "https://example.org:443/path",
     "- http://[::1]:80",
     "1. calm:9",
-    "calm:9 — joy:8",
+    "#calm:9#",
+    "-calm:9-",
+    "+calm:9+",
+    ">calm:9>",
+    "calm:9 •!",
+    "calm-:high",
+    "<!-- calm: 9 -->",
     "```\ncalm:9 joy:8\n```",
     "| calm:9 | joy:8 |\n|---|---|",
 ]
@@ -166,6 +196,20 @@ INSIDE: list[tuple[str, str, dict[str, float]]] = [
     # the higher score counts, wherever it stands
     ("A.\ncalm:9 joy:2\n\nB.\ncalm:3 joy:5", "A.\n\nB.", {"calm": 9, "joy": 5}),
     ("A.\ncalm:9 calm:2\n\nB.", "A.\n\nB.", {"calm": 9}),
+    # several tag lines that end a paragraph go together where they hold two tags
+    ("A.\ncalm:9 joy:8\nawe:7 love:6\n\nB.", "A.\n\nB.", {"awe": 7, "calm": 9, "joy": 8, "love": 6}),
+    ("A.\ncalm:9\njoy:8\n\nB.", "A.\n\nB.", {"calm": 9, "joy": 8}),
+    ("A.\n- calm:9\n- joy:8\n- awe:7\n\nB.", "A.\n\nB.", {"awe": 7, "calm": 9, "joy": 8}),
+    ("A.\ncalm:9 joy:8\nawe:7\n\nB.", "A.\n\nB.", {"awe": 7, "calm": 9, "joy": 8}),
+    ("calm:9\njoy:8\n\nB.", "B.", {"calm": 9, "joy": 8}),
+    ("A.\ncalm:2\ncalm:9\n\nB.", "A.\n\nB.", {"calm": 9}),
+    ("A.\n```\nx\n```\ncalm:9\njoy:8\n\nB.", "A.\n```\nx\n```\n\nB.", {"calm": 9, "joy": 8}),
+    # but not over a blank line, text or a bad tag between them, and the heading above them stays
+    ("A.\ncalm:9\n\njoy:8\n\nB.", "A.\ncalm:9\n\njoy:8\n\nB.", {}),
+    ("A.\ncalm:9\nHm.\njoy:8\n\nB.", "A.\ncalm:9\nHm.\njoy:8\n\nB.", {}),
+    ("A.\ncalm:9 love:11\nawe:7\njoy:8\n\nB.", "A.\ncalm:9 love:11\n\nB.", {"awe": 7, "joy": 8}),
+    ("A.\ncalm:9 joy:8\nlove:11\n\nB.", "A.\ncalm:9 joy:8\nlove:11\n\nB.", {}),
+    ("A.\n## Tags\ncalm:9 joy:8\n\nB.", "A.\n## Tags\n\nB.", {"calm": 9, "joy": 8}),
     # a lone tag inside is text; so is a line within a paragraph, at its start, and one before a heading
     ("Rain.\ncalm:9\n\nSun.", "Rain.\ncalm:9\n\nSun.", {}),
     ("Rain.\nTags: calm:9\n\nSun.", "Rain.\nTags: calm:9\n\nSun.", {}),
@@ -187,6 +231,14 @@ INSIDE: list[tuple[str, str, dict[str, float]]] = [
     ("A.\n   ```\ncalm:9 joy:8\n\n   ```\nB.", "A.\n   ```\ncalm:9 joy:8\n\n   ```\nB.", {}),
     ("A.\n``\ncalm:9 joy:8\n\nB.", "A.\n``\n\nB.", {"calm": 9, "joy": 8}),
     ("A ``` b.\ncalm:9 joy:8\n\nB.", "A ``` b.\n\nB.", {"calm": 9, "joy": 8}),
+    # a fence is closed by a bare mark of its own kind, as long as itself or longer; inline code is none
+    ("A.\n````\n```\ncalm:9 joy:8\n\n````\nB.", "A.\n````\n```\ncalm:9 joy:8\n\n````\nB.", {}),
+    ("A.\n```\nx\n`````  \ncalm:9 joy:8\n\nB.", "A.\n```\nx\n`````  \n\nB.", {"calm": 9, "joy": 8}),
+    ("A.\n~~~\nx\n   ~~~\ncalm:9 joy:8\n\nB.", "A.\n~~~\nx\n   ~~~\n\nB.", {"calm": 9, "joy": 8}),
+    ("A.\n```\nx\n``` y\ncalm:9 joy:8\n\n```\nB.", "A.\n```\nx\n``` y\ncalm:9 joy:8\n\n```\nB.", {}),
+    ("A.\n~~~ `x`\ncalm:9 joy:8\n\n~~~\nB.", "A.\n~~~ `x`\ncalm:9 joy:8\n\n~~~\nB.", {}),
+    ("```x``` is code.\ncalm:9 joy:8\n\nB.", "```x``` is code.\n\nB.", {"calm": 9, "joy": 8}),
+    ("A.\n\t```\ncalm:9 joy:8\n\nB.", "A.\n\t```\n\nB.", {"calm": 9, "joy": 8}),
     # the tags at the end are no part of the text that "inside" looks at
     ("A.\ncalm:9 joy:8\n\nB.\n\nawe:7\n", "A.\n\nB.", {"awe": 7, "calm": 9, "joy": 8}),
     ("```\nA.\n\nawe:7", "```\nA.", {"awe": 7}),
@@ -198,32 +250,32 @@ def test_tags_inside_the_text(text: str, body: str, scores: dict[str, float]) ->
     assert split_tags(text) == (body, scores)
 
 
-@pytest.mark.xfail(strict=True, reason="tags.py _inside: of several tag lines that end a paragraph only the last is taken out")
-def test_every_tag_line_that_ends_a_paragraph_inside_is_taken_out() -> None:
-    assert split_tags("A.\ncalm:9 joy:8\nawe:7 love:6\n\nB.") == ("A.\n\nB.", {"awe": 7, "calm": 9, "joy": 8, "love": 6})
-
-
-@pytest.mark.xfail(strict=True, reason="tags.py _FENCE: inline code at the start of a line is taken for a fence")
-def test_inline_code_at_the_start_of_a_line_is_no_fence() -> None:
-    assert split_tags("```x``` is code.\ncalm:9 joy:8\n\nB.") == ("```x``` is code.\n\nB.", {"calm": 9, "joy": 8})
-
-
-@pytest.mark.xfail(strict=True, reason="tags.py BEFORE, BEHIND, COMMENT: comment marks count only with white space around them")
-@pytest.mark.parametrize("line", ["<!--calm:9-->", "<!-- calm:9-->", "<!--calm:9 -->", "<!--Tags: calm:9-->"])
-def test_comment_marks_may_touch_the_tags(line: str) -> None:
-    assert split_tags(f"Rain.\n{line}") == ("Rain.", {"calm": 9})
-
-
-@pytest.mark.xfail(strict=True, reason="tags.py BEHIND lacks > # - + ( [ {, which the grammar allows on both sides of a tag")
 @pytest.mark.parametrize("line", ["#calm:9#", "-calm:9-", "+calm:9+", ">calm:9>"])
-def test_decoration_may_stand_on_both_sides(line: str) -> None:
+def test_decoration_that_stands_only_before_a_tag_makes_text_behind_it_which_is_seen(line: str) -> None:
+    body, scores = split_tags(f"Rain.\n{line}")
+    assert (body, scores) == (f"Rain.\n{line}", {})
+    assert left_over(body) == {"calm"}
+
+
+@pytest.mark.xfail(strict=True, reason="tags.py AROUND_NAME lacks _: the score of `_calm_:9` goes to an emotion 'calm_'")
+@pytest.mark.parametrize("line", ["_calm_:9", "__calm__:9"])
+def test_emphasis_by_underscores_is_no_part_of_the_name(line: str) -> None:
     assert split_tags(f"Rain.\n{line}") == ("Rain.", {"calm": 9})
 
 
-@pytest.mark.xfail(strict=True, reason="tags.py _is_label strips only space, tab, CR and LF from a heading")
-@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x0b", "\u00a0\n"])
-def test_a_label_heading_may_end_in_any_line_end(end: str) -> None:
-    assert split_tags(f"Rain.\n## Tags{end}calm:9") == ("Rain.", {"calm": 9})
+@pytest.mark.xfail(
+    strict=True, reason="tags.py _fenced: a closing fence is indented by three spaces at most, as an opening one is"
+)
+def test_a_fence_is_not_closed_by_a_mark_four_spaces_in() -> None:
+    text = "A.\n```\nx\n    ```\ncalm:9 joy:8\n\n```\nB."
+    assert split_tags(text) == (text, {})
+
+
+@pytest.mark.xfail(strict=True, reason="tags.py split_tags: trimming the body can make a fence of an indented first line")
+@pytest.mark.parametrize("text", ["    ```\n```\na:1 b:2\n\nB.", "\t~~~\n~~~\na:1 b:2\n\nB."])
+def test_trimming_turns_no_code_into_text(text: str) -> None:
+    body, _ = split_tags(text)
+    assert split_tags(body) == (body, {})
 
 
 @pytest.mark.parametrize("label", sorted(LABELS))
@@ -245,8 +297,8 @@ def test_score_outside_the_range_at_the_end_is_refused_by_name(given: str) -> No
         "calm:9 14:30",
         "14:30 calm:9",
         "localhost:8080",
-        "**calm**:9",
-        '{"calm":9}',
+        "**a.b**:9",
+        '{"9calm":9}',
         "a.b:9",
         "../../x:9",
         "<b>:9",
@@ -260,127 +312,22 @@ def test_a_bad_name_at_the_end_is_refused(line: str) -> None:
     assert str(caught.value).isprintable()
 
 
+def test_a_bad_name_may_be_text_and_the_message_says_so() -> None:
+    hint = " (a last line that is text and no tags should not read name:number)"
+    for line in ("localhost:8080", "a.b:9"):
+        with pytest.raises(ValueError, match=r"is not an emotion name|is outside 0-10") as caught:
+            split_tags(f"Rain.\n{line}")
+        assert str(caught.value).endswith(hint) == (line == "a.b:9")  # "localhost" is a name
+    with pytest.raises(ValueError, match=r"48 at most$"):
+        emotion_name("a.b")
+
+
 def test_a_bad_tag_above_good_ones_at_the_end_is_refused_too() -> None:
     with pytest.raises(ValueError, match="score '11' of emotion 'calm'"):
         split_tags("Rain.\ncalm:11\njoy:9")
 
 
-# Names
-
-
-HARMFUL = [
-    "../../x",
-    "<b>",
-    "/etc/passwd",
-    "a.b",
-    "a/b",
-    "_calm",
-    "-calm",
-    "9calm",
-    "c\u0000m",
-    "ca\x1b[1m",
-    "x" * 49,
-    "a\ud800",
-]
-
-
-@pytest.mark.parametrize("raw", HARMFUL)
-def test_emotion_names_that_would_harm_a_file_name_are_refused(raw: str) -> None:
-    with pytest.raises(ValueError, match="is not an emotion name: a letter first, then letters, digits") as caught:
-        emotion_name(raw)
-    assert str(caught.value).isprintable()
-
-
-@pytest.mark.parametrize("raw", ["", " ", "calm down", "calm\n", "9", "²", "e\u202ecalm", "\u0301calm", "½", "ﬁ" * 25, "♥"])
-def test_other_strings_that_are_no_emotion_names(raw: str) -> None:
-    with pytest.raises(ValueError, match="is not an emotion name"):
-        emotion_name(raw)
-
-
-def test_emotion_name_is_folded_once_and_for_all() -> None:
-    assert NAME_LENGTH == 48
-    assert emotion_name("x" * 48) == "x" * 48
-    assert emotion_name("ﬁ" * 24) == "fi" * 24
-    for raw in ("Calm", "ＣＡＬＭ", "STRAßE", "Ἀγάπη", "ŉ", "ﬁ", "ΐ", "Self_Doubt-2", "İyi", "a²", "aⅧ"):
-        name = emotion_name(raw)
-        assert name == emotion_name(name)
-        assert name == emotion_name(raw.lower())
-
-
-def test_names_of_one_letter_are_folded_once_and_for_all() -> None:
-    letters = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "L"]
-    assert len(letters) > 100_000
-    for letter in letters:
-        try:
-            name = emotion_name(letter)
-        except ValueError:
-            continue
-        assert emotion_name(name) == name
-
-
-@pytest.mark.xfail(strict=True, reason="tags.py folded: case-folding can undo NFKC, which is not applied again")
-@pytest.mark.parametrize("raw", ["aß\u0301", "a\u03aa\u0301"])
-def test_a_folded_name_is_in_nfkc(raw: str) -> None:
-    name = emotion_name(raw)
-    assert name == emotion_name(name)
-
-
-def test_folding_is_for_comparing() -> None:
-    assert folded("Straße ＡＢ ﬁ İ") == "strasse ab fi i\u0307"
-    assert folded("CALM-9_x") == "calm-9_x"
-
-
-# Labels that a text still shows, and tag lines written
-
-LEFT_OVER: list[tuple[str, set[str]]] = [
-    ("Rain.", set()),
-    ("no colon 9", set()),
-    ("Rain, calm:9 it was.", {"calm"}),
-    ("Calm: 9, JOY :8.5; awe : 7.", {"calm", "joy", "awe"}),
-    ("**calm**: 9 and joy: **8** and `awe:7`", {"calm", "joy", "awe"}),
-    ("Ｃalm:9", {"calm"}),
-    ("(self_doubt:3) x-joy:9 joy2:1", {"self_doubt", "x-joy", "joy2"}),
-    ("calm:9%", {"calm"}),
-    ("calm:9\njoy:8\n", {"calm", "joy"}),
-    ("calm:99", {"calm"}),
-    ("x" * 48 + ":9", {"x" * 48}),
-    # times, ratios, addresses, paths, fractions, names that are none
-    ("at 10:30", set()),
-    ("calm:10:30", set()),
-    ("ratio 3:1", set()),
-    ("http://localhost:8080", set()),
-    ("https://example.org:443/x", set()),
-    ("disk/calm:9", set()),
-    ("x.calm:9", set()),
-    ("calm:9/10", set()),
-    ("calm:9th", set()),
-    ("calm:\n9", set()),
-    ("calm:high", set()),
-    ("2calm:9", set()),
-    ("x" * 49 + ":9", set()),
-]
-
-
-@pytest.mark.parametrize(("text", "names"), LEFT_OVER)
-def test_labels_that_a_text_still_shows(text: str, names: set[str]) -> None:
-    assert left_over(text) == names
-
-
-@pytest.mark.xfail(strict=True, reason=r"tags.py _LEFT_OVER: \w matches no combining marks, so names with marks are missed")
-@pytest.mark.parametrize(("text", "name"), [("so रुचि:7 it was", "रुचि"), ("so cafe\u0301:9 it was", "caf\u00e9")])
-def test_labels_with_combining_marks_are_seen(text: str, name: str) -> None:
-    assert left_over(text) == {name}
-
-
-@pytest.mark.xfail(strict=True, reason="tags.py _LEFT_OVER: no white space allowed between closing emphasis and the number")
-def test_a_label_in_bold_with_its_colon_is_seen() -> None:
-    assert left_over("It was **calm:** 9 to me.") == {"calm"}
-
-
-@pytest.mark.xfail(strict=True, reason="tags.py: 'Tags:calm:9' is no tag line, and left_over does not see the tag")
-def test_a_tag_right_behind_its_label_is_taken_out_or_seen() -> None:
-    body, scores = split_tags("Rain.\nTags:calm:9")
-    assert scores == {"calm": 9} or "calm" in left_over(body)
+# Tag lines written, and long ones
 
 
 @pytest.mark.parametrize(

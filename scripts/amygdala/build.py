@@ -208,7 +208,12 @@ class Build:
     def graph_settings(self) -> dict[str, Any]:
         """What makes the sources again in a job, and the identity that they must still have."""
         names = ("graph", "snapshot", "bad_nodes")
-        return {**{name: self.config[name] for name in names}, "home": str(self.home), "identity": self.current.graph.identity}
+        return {
+            **{name: self.config[name] for name in names},
+            "home": str(self.home),
+            "store": self.store,
+            "identity": self.current.graph.identity,
+        }
 
     def index_settings(self) -> dict[str, Any]:
         """Where the index of the current snapshot lies, and what makes it again."""
@@ -230,6 +235,7 @@ class Build:
     def change_settings(self) -> dict[str, Any]:
         """The current build as the report of changes compares it with the last release."""
         return {
+            "store": self.store,
             "snapshot": self.snapshot,
             "snapshot_key": self.current.key,
             "nodes": self.plan.graph["nodes"],

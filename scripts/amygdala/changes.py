@@ -13,7 +13,7 @@ from amygdala.plan import Corpus, Role, Rules
 from amygdala.progress import duration
 from amygdala.tags import tag_line
 
-NODES_SHOWN, EMOTIONS_SHOWN, CAUSES_SHOWN = 30, 25, 4
+NODES_SHOWN, GROUPS_SHOWN, NAMES_SHOWN, CAUSES_SHOWN = 30, 25, 8, 4
 SIGNS = {"added": "+", "changed": "~", "removed": "-"}
 
 
@@ -235,37 +235,42 @@ def _sign(counts: tuple[int, int]) -> str:
     return " ".join(f"{sign}{count}" for sign, count in zip("+-", counts, strict=True) if count) or "="
 
 
+def _what(change: EmotionChange, rebuilds: bool, several: bool) -> str:
+    """What happened to an emotion, and because of which nodes."""
+    if change.state in ("new", "gone"):
+        return change.state
+    state = f"positives {_sign(change.positives)}, negatives {_sign(change.negatives)}"
+    if change.state == "held out":
+        state += ", held-out texts alone: the vector stays"
+    elif not rebuilds:
+        state += ", in the store already"
+    names = [cause if several else cause.partition("/")[2] for cause in change.causes]
+    if not names:
+        return f"{state}; by cap or settings"
+    more = f" and {len(names) - CAUSES_SHOWN} more" if len(names) > CAUSES_SHOWN else ""
+    return f"{state}; because of {', '.join(shown(name, 40) for name in names[:CAUSES_SHOWN])}{more}"
+
+
 def _emotion_lines(report: Report) -> Iterator[str]:
-    told = {change.emotion: change for change in report.emotions}
+    told = {change.emotion for change in report.emotions}
     others = [emotion for emotion in report.rebuild if emotion not in told]
     yield f"emotions: {len(report.rebuild)} of {report.all_emotions} rebuild"
     several = len({cause.partition("/")[0] for change in report.emotions for cause in change.causes}) > 1
-    width = max((len(change.emotion) for change in report.emotions[:EMOTIONS_SHOWN]), default=0)
-    for change in report.emotions[:EMOTIONS_SHOWN]:
-        state = (
-            change.state
-            if change.state in ("new", "gone")
-            else f"positives {_sign(change.positives)}, negatives {_sign(change.negatives)}"
-        )
-        if change.state == "held out":
-            state += ", held-out texts alone: the vector stays"
-        elif change.state == "changed" and change.emotion not in report.rebuild:
-            state += ", in the store already"
-        names = [cause if several else cause.partition("/")[2] for cause in change.causes]
-        why = ""
-        if change.state not in ("new", "gone"):
-            more = f" and {len(names) - CAUSES_SHOWN} more" if len(names) > CAUSES_SHOWN else ""
-            why = (
-                f"  because of {', '.join(shown(name, 40) for name in names[:CAUSES_SHOWN])}{more}"
-                if names
-                else "  by cap or settings"
-            )
-        yield f"  {change.emotion:<{width}}  {state}{why}"
-    if len(report.emotions) > EMOTIONS_SHOWN:
-        yield f"  … and {len(report.emotions) - EMOTIONS_SHOWN} more"
+    alike: dict[str, list[str]] = {}
+    for change in report.emotions:
+        alike.setdefault(_what(change, change.emotion in report.rebuild, several), []).append(change.emotion)
+    for what, names in list(alike.items())[:GROUPS_SHOWN]:
+        yield f"  {_some(names)}: {what}"
+    rest = list(alike.values())[GROUPS_SHOWN:]
+    if rest:
+        yield f"  … and {sum(map(len, rest))} more"
     if others and report.since is not None:
-        some = ", ".join(others[:12]) + " …" * (len(others) > 12)
-        yield f"  with the same examples, for another setting, model or code: {some}"
+        yield f"  with the same examples, for another setting, model or code: {_some(others)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 def lines(report: Report) -> Iterator[str]:
