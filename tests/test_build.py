@@ -180,6 +180,7 @@ def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
     [
         ({"target_layers": [1, 2, 3]}, {"index", "quality", "release"}),
         ({"target_layers": [1]}, {"index", "quality", "release"}),
+        ({"target_layers": ["1", "2"]}, set()),  # as the command line gives them
         ({"pooling": "last"}, ALL_ROWS),
         ({"max_tokens": 1024}, ALL_ROWS),
         ({"dtype": "bf16"}, ALL_ROWS | {"model"}),

@@ -14,7 +14,7 @@ import yaml
 
 import amygdala.build
 import amygdala.snapshots
-from amygdala.build import can_refresh
+from amygdala.build import Build, can_refresh
 from amygdala.corpus import read_index
 from amygdala.errors import UserError
 from amygdala.snapshots import Snapshot, index_beside
@@ -182,7 +182,7 @@ def test_another_graph_other_names_and_other_code_have_an_index_of_their_own(
 def test_a_person_hears_of_an_index_being_made_and_of_nothing_else(config: dict[str, Any]) -> None:
     said: list[str] = []
     for _ in range(2):
-        amygdala.build.Build(config, REPOSITORY, (), said.append)
+        Build(config, REPOSITORY, (), said.append)
         forget_plans()
     assert said == ["indexing graph.jsonl"]
 
@@ -212,6 +212,7 @@ def test_jobs_get_what_makes_snapshot_and_index_again(config: dict[str, Any], tm
         "graph": "graph.jsonl",
         "snapshot": "snapshot.jsonl",
         "bad_nodes": "skip",
+        "store": "store",
         "home": str(REPOSITORY),
         "identity": build.current.graph.identity,
     }
@@ -276,6 +277,9 @@ def test_a_wrong_setting_is_told_with_its_key(config: dict[str, Any]) -> None:
         make_build(config, pooling="median")
     with pytest.raises(UserError, match=r"unknown key 'poling'.*Did you mean 'pooling'"):
         make_build(config, poling="mean")
+    Path("mine.yaml").write_text("seed: 0\npooling: median\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"^mine\.yaml:2: 'pooling'"):
+        Build({**config, "pooling": "median"}, REPOSITORY, ["mine.yaml"])
 
 
 # What the manifest says, and paths
@@ -341,7 +345,7 @@ def test_selections(config: dict[str, Any]) -> None:
 
 
 def test_paths_carry_the_keys(config: dict[str, Any]) -> None:
-    build = make_build(config, store="shared/store/")
+    build = make_build(config, store="shared/store/", results="out/")
     vector, head, example = build.vector_keys["joy"], build.head_keys["joy"], build.example_keys["joy"]
     assert build.snapshot == f"shared/store/snapshots/{build.current.key}.jsonl"
     assert build.examples("joy") == f"shared/store/examples/joy.{example}.json"
@@ -355,7 +359,7 @@ def test_paths_carry_the_keys(config: dict[str, Any]) -> None:
         f"shared/store/releases/{chosen.key}/vectors.safetensors",
         f"shared/store/releases/{chosen.key}/manifest.json",
     ]
-    assert build.marker(chosen) == f"results/.current/readout.{chosen.key}"
+    assert build.marker(chosen) == f"out/.current/readout.{chosen.key}"
     assert build.quality == f"shared/store/quality/{build.quality_key}.json"
     assert build.model_ready == f"shared/store/models/{build.model_key}.json"
 

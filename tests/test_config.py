@@ -162,6 +162,12 @@ def test_the_last_file_that_sets_a_key_is_named(tmp_path: Path) -> None:
         check(merged({"seed": "y"}), SCHEMA, [first, second, third, tmp_path / "missing.yaml"])
 
 
+def test_of_several_wrong_keys_the_outermost_is_told_and_then_the_first_by_name() -> None:
+    for wrong, told in (({"held_out": 3}, "held_out"), ({"seed": "x", "held_out": 3}, "held_out"), ({"seed": "x"}, "seed")):
+        with pytest.raises(UserError, match=f"^config: '{told}'"):
+            check(merged({"emotions": {"top": 0}, **wrong}), SCHEMA)
+
+
 def test_of_two_files_that_set_the_same_the_last_is_named(tmp_path: Path) -> None:
     first, second = (tmp_path / name for name in ("1.yaml", "2.yaml"))
     first.write_text("seed: x\n")

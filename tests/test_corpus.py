@@ -226,7 +226,6 @@ def test_the_words_of_a_name(name: str, words: tuple[str, ...]) -> None:
 MARKS = "words are cut at combining marks (corpus.WORD), so a name of such a script is found inside other words"
 
 
-@pytest.mark.xfail(strict=True, reason=MARKS)
 @pytest.mark.parametrize(("name", "other"), [("सुख", "साख"), ("สุข", "สีข")], ids=["Devanagari", "Thai"])
 def test_marks_belong_to_their_word(name: str, other: str) -> None:
     """Tag names may hold marks (amygdala.tags): happiness is not mentioned by credit, nor by a flank."""

@@ -164,6 +164,12 @@ def test_a_listing_called_an_event_stream_is_limited_too() -> None:
         assert "max_page_mb" in failure(http(server))
 
 
+def test_a_listing_called_an_event_stream_is_tried_again_too(waits: list[float]) -> None:
+    with Faulty(NODES, Fault("stall", "page", times=1)) as server:
+        assert texts(http(server, timeout_s=1)) == NODES
+    assert waits == [0.5]
+
+
 # Patience
 
 

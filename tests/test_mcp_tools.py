@@ -110,8 +110,8 @@ def test_rendered_observations_may_be_apart() -> None:
         assert texts(mcp(server)) == {"a": "one\ntwo"}
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_at_once_is_how_many_nodes_are_rendered_at_a_time(at_once: int) -> None:
+@pytest.mark.parametrize(("options", "at_once"), [({"at_once": 1}, 1), ({"at_once": 3}, 3), ({}, 6), ({"at_once": 64}, 6)])
+def test_at_once_is_how_many_nodes_are_rendered_at_a_time(options: dict[str, int], at_once: int) -> None:
     """Calls wait for each other in groups of `at_once`: more of them, or fewer, and somebody waits in vain."""
     together = threading.Barrier(at_once)
     now, most, lock = [0], [0], threading.Lock()
@@ -127,7 +127,7 @@ def test_at_once_is_how_many_nodes_are_rendered_at_a_time(at_once: int) -> None:
 
     tools = {"list_nodes": lambda _: {"nodes": ["a", "b", "c", "d", "e", "f"]}, "render_node": render}
     with Faulty(tools=tools) as server:
-        assert len(texts(mcp(server, at_once=at_once))) == 6
+        assert len(texts(mcp(server, **options))) == 6
     assert most[0] == at_once
 
 

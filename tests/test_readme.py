@@ -36,7 +36,7 @@ def test_the_two_commands_are_there() -> None:
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("snakemake")])
 def test_each_snakemake_command_plans_a_run(project: Project, command: str) -> None:
-    arguments = [word for word in shlex.split(command)[1:] if word not in ("--cores", "all", "--dry-run")]
+    arguments = [word for word in shlex.split(command)[1:] if word not in ("--cores", "1", "all", "--dry-run")]
     planned = project.run("--dry-run", *arguments).ok()
     assert planned.jobs
 
@@ -52,8 +52,23 @@ def test_every_stage_named_is_a_target(project: Project) -> None:
 
 def test_files_and_links_named_exist() -> None:
     for link in re.findall(r"\]\(([^)h][^)]*)\)", README):
-        assert (REPOSITORY / link).exists(), link
+        assert (REPOSITORY / link.partition("#")[0]).exists(), link
     stages = re.search(r"a file a stage: (.*?);", README)
     assert stages
     for stage in stages[1].split(" → "):
         assert (REPOSITORY / "rules" / f"{stage}.smk").exists()
+
+
+def test_the_sample_of_changes_reads_like_the_real_thing() -> None:
+    """Its lines are of the forms that `changes` prints."""
+    sample = re.search(r"```\n(snapshot .*?)```", README, re.DOTALL)
+    assert sample
+    forms = [
+        r"snapshot \w{16} follows the last release's \w{16}",
+        r"nodes: \d+ added, \d+ changed, \d+ removed \(now \d+, then \d+\)",
+    ]
+    forms += [r"  [+~-] '[^']+'  [^\[]+ \[\d+ emotions?\]", r"emotions: \d+ of \d+ rebuild"]
+    forms += [r"  [\w, ]+: positives [=\d +-]+, negatives [=\d +-]+; because of '.*'"]
+    forms += [r"texts: \d+ of \d+ to forward, about \d+ tokens: \d+ s at the last capture's \d+ tokens/s .*"]
+    for line in sample[1].splitlines():
+        assert any(re.fullmatch(form, line) for form in forms), line

@@ -196,7 +196,7 @@ def test_what_to_fetch_may_not_change(project: Project, server: Faulty) -> None:
     project.configure(graph=source(server, memory_mcp_url=server.mcp_url + "/other"))
     done = run(project, "--dry-run")
     assert done.status != 0
-    words = f"graph: source 'journal' is defined differently than when snapshot.jsonl was fetched. Fetch it anew: {ADVICE}"
+    words = f"graph: source 'journal' is defined differently than when snapshot.jsonl was fetched. Fetch it with: {ADVICE}"
     assert done.text.count(words) == 1
     assert len(done.text.strip().splitlines()) <= 6
 

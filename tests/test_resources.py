@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from amygdala.graph import Node, read_nodes, split_tags
+from amygdala.graph import Node
+from amygdala.tags import split_tags
+from nodes import sample_nodes
 from tiny import REPOSITORY, SAMPLE
 
 NEUTRAL, CONVERSATIONS = (REPOSITORY / "resources" / name for name in ("neutral.jsonl", "conversations.jsonl"))
@@ -26,7 +28,7 @@ def words(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def nodes() -> list[Node]:
-    return read_nodes(SAMPLE.read_bytes(), SAMPLE.name)
+    return sample_nodes()
 
 
 @pytest.fixture(scope="module")

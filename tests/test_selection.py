@@ -292,8 +292,8 @@ def test_warnings_name_curated_emotions_skipped_nodes_and_shown_labels() -> None
     nodes = [
         *(node(f"Sun {n}.", joy=9, awe=9) for n in range(5)),
         *(node(f"Rain {n}.") for n in range(5)),
-        node("joy:9 it said", joy=9),
-        *(node(f"awe:{n} it said", awe=9) for n in range(2)),
+        node("awe:9 it said", awe=9),
+        *(node(f"joy:{n} it said", joy=9) for n in range(2)),
     ]
     chosen = rules(held_out=0, curated=("gloom", "doom"))
     skipped = [Skipped("file", "a\x1b/b", "score '11' is outside 0-10"), Skipped("file", "c", "why not")]
@@ -303,7 +303,7 @@ def test_warnings_name_curated_emotions_skipped_nodes_and_shown_labels() -> None
         f"emotion 'gloom' gets no vector: {missing}",
         f"emotion 'doom' gets no vector: {missing}",
         "2 nodes were skipped (bad_nodes), the first 'a\\x1b/b': score '11' is outside 0-10",
-        "3 texts are no positives because their own label stands in them as name:number (awe 2, joy 1)",
+        "3 texts are no positives because their own label stands in them as name:number (joy 2, awe 1)",
     ]
     assert warnings_of(make_plan(make_index(nodes[:10]), rules(held_out=0), 1, "g"), chosen) == []
 

@@ -107,6 +107,7 @@ LEFT_OVER: list[tuple[str, set[str]]] = [
     ("It was **calm:** 9 to me, *joy:*8.", {"calm", "joy"}),
     ("{\"calm\": 9, 'joy':8} ~~awe~~: 7", {"calm", "joy", "awe"}),
     ("so Tags:calm:9 it was", {"calm"}),
+    ("so calm_: 9 it was", {"calm"}),
     ("#calm:9# -joy:8- +awe:7+ >love:6>", {"calm", "joy", "awe", "love"}),
     ("**calm:**  9", set()),
     # times, ratios, addresses, paths, fractions, names that are none
@@ -142,22 +143,15 @@ BEHIND_PUNCTUATION: list[tuple[str, set[str]]] = [
 ]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tags.py _LEFT_OVER: the name takes in what stands before it, 'rain(calm', so it is missed"
-)
 @pytest.mark.parametrize(("text", "names"), BEHIND_PUNCTUATION)
 def test_a_name_begins_behind_punctuation(text: str, names: set[str]) -> None:
     assert left_over(text) == names
 
 
-@pytest.mark.xfail(strict=True, reason=r"tags.py _LEFT_OVER: _ is a \w, so that no name begins behind it")
 @pytest.mark.parametrize("text", ["so _calm:9_ it was", "so _calm_:9 it was", "so __calm__: 9 it was"])
 def test_a_label_in_underscores_is_seen(text: str) -> None:
     assert left_over(text) == {"calm"}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tags.py _LEFT_OVER: a sign, which split_tags takes for part of the score, hides the tag"
-)
 def test_a_label_with_a_signed_score_is_seen() -> None:
     assert left_over("so calm:+9 it was") == {"calm"}

@@ -132,6 +132,7 @@ SHAPES: dict[str, Callable[[Pairs], str]] = {
 @given(text=st.text(st.characters(exclude_characters=":"), max_size=80), pairs=PAIRS)
 def test_scores_in_every_shape_come_back_and_the_text_with_them(shape: str, text: str, pairs: Pairs) -> None:
     # no colon, so no tags; the last line makes sure that no mere label stands above the tags
+    assume(shape != "italic" or not any(name.endswith("_") for name, _ in pairs))  # whose underscore is it?
     text = f"{text}\n{LAST}"
     assert split_tags(f"{text}\n{SHAPES[shape](pairs)}") == (text.strip(), {name: float(number) for name, number in pairs})
 
@@ -140,6 +141,7 @@ def test_scores_in_every_shape_come_back_and_the_text_with_them(shape: str, text
 @settings(deadline=None, derandomize=True, max_examples=30)
 @given(text=TEXTS, pairs=PAIRS)
 def test_tags_at_the_end_add_to_those_inside_and_change_no_text(shape: str, text: str, pairs: Pairs) -> None:
+    assume(shape != "italic" or not any(name.endswith("_") for name, _ in pairs))  # whose underscore is it?
     text = f"{text}\n{LAST}"
     body, inside = split_tags(text)
     added = {name: float(number) for name, number in pairs}

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from jsonschema import Draft202012Validator
@@ -156,6 +157,9 @@ def _check_source(item: Any, kinds: dict[str, Any], path: list[str | int], files
         given = f"not {shown(item['source'])}" if isinstance(item, dict) and "source" in item else f"in {shown(item)}"
         raise UserError(f"{where}'{_dotted(path)}': a source says its kind, `source:` one of {', '.join(known)}, {given}")
     _check_against({**kinds[item["source"]], "$defs": kinds}, item, files, path)
+    url = item.get("memory_mcp_url", item.get("url", ""))
+    if "@" in urlsplit(str(url)).netloc:
+        raise UserError(f"{where}'{_dotted(path)}': no user or password in a URL: name an environment variable in token_env")
     if item["source"] == "mcp" and ("memory_mcp_url" in item) == ("command" in item):
         raise UserError(f"{where}'{_dotted(path)}': an mcp source needs either memory_mcp_url or command")
     if item["source"] == "mcp" and "preset" not in item and "tool" not in item:

@@ -8,9 +8,12 @@ for in the texts (`extra`, for aliases that tag no node) are part of its key.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +27,26 @@ from amygdala.neardup import Signer
 from amygdala.tags import folded, left_over
 from amygdala.tensors import write_tensors
 
-WORD = re.compile(r"[^\W_]+")
+ASCII_WORD = re.compile(r"[a-z0-9]+")
 TEXT_ARRAYS = ("digests", "chars", "offsets", "sizes", "twins")
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """A letter or digit, then letters, digits and combining marks: no word ends at a vowel sign."""
+    marks = (character for character in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(character)[0] == "M")
+    return re.compile(rf"[^\W_][\w{''.join(marks)}]*")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, folded; an underscore parts words as a hyphen does."""
+    text = folded(text)
+    return ASCII_WORD.findall(text) if text.isascii() else _word().findall(text.replace("_", " "))
 
 
 def phrase(name: str) -> tuple[str, ...]:
     """The words of a name: "self_doubt" is looked for as "self doubt"."""
-    return tuple(WORD.findall(folded(name)))
+    return tuple(words_of(name))
 
 
 @dataclass(frozen=True)
@@ -147,7 +163,7 @@ def make_index(nodes: Iterable[Node], skipped: Sequence[Skipped] = (), extra: It
     scenarios: dict[str, dict[int, float]] = {}
     for row, digest in enumerate(order):
         text = texts[digest]
-        words = WORD.findall(folded(text.text))
+        words = words_of(text.text)
         signer.add(words)
         for into, found in (
             (tags, text.scores),

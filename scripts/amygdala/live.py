@@ -42,7 +42,8 @@ def page_of(data: Any, options: Mapping[str, Any], what: str) -> Page:
     total = at_path(data, options["total"]) if "total" in options else None
     if "total" in options and (not isinstance(total, int) or isinstance(total, bool)):
         raise UserError(f"{what}: no number at {shown(options['total'])} in an answer (`total`)")
-    return Page(items, None if cursor in (None, "", MISSING, False) else str(cursor), total)
+    at_end = cursor is None or cursor is MISSING or cursor is False or cursor == ""
+    return Page(items, None if at_end else str(cursor), total)
 
 
 class Collected:

@@ -204,7 +204,7 @@ def _decoded(path: Path) -> str:
 
 def _plain(path: Path) -> str:
     """A path for messages: names in a folder of stories may hold anything."""
-    return shown(str(path), 300)[1:-1]
+    return shown(str(path), 4096)[1:-1]
 
 
 def read_stories(folder: Path, options: Options) -> Iterator[RawNode]:

@@ -68,13 +68,19 @@ class Server:
                 timeout = None if self.transport else self.limits.timeout_s
                 result = await self.client.call_tool(tool, dict(arguments), read_timeout_seconds=timeout)
                 break
+            except ValidationError as error:
+                said = self.collected.quoted(str(error).splitlines()[0], 200)
+                raise UserError(f"{self.what}: tool {shown(tool)}: the answer breaks the protocol: {said}") from None
             except MCPError as error:
+                if timeout is not None and error.code == REQUEST_TIMEOUT:
+                    raise UserError(f"{self.what}: tool {shown(tool)}: no answer within {timeout:g} s (timeout_s)") from None
                 broken = self._broken(error)
                 if broken is None:
                     said = self.collected.quoted(error, 300)
                     raise UserError(f"{self.what}: tool {shown(tool)}: {said}{await self._tools(tool)}") from None
                 if attempt == self.limits.tries:
-                    raise UserError(f"{self.what}: tool {shown(tool)}: {broken}, {attempt} times") from None
+                    times = f", {attempt} times" if attempt > 1 else ""
+                    raise UserError(f"{self.what}: tool {shown(tool)}: {broken}{times}") from None
                 wait = FIRST_WAIT_S * 2 ** (attempt - 1)
                 self.collected.say(f"{self.what}: {broken}; try {attempt + 1} of {self.limits.tries} in {wait:g} s")
                 await anyio.sleep(wait)
@@ -93,10 +99,10 @@ class Server:
 
     def _broken(self, error: MCPError) -> str | None:
         """Why the answer's event stream broke off, None where the error is the server's own word."""
-        if self.transport is None or self.transport.problem is not None:
+        if self.transport is None or self.transport.problem is not None or "SSE stream" not in str(error):
             return None
         reason, self.transport.broken = self.transport.broken, None
-        return reason or ("the answer was cut off" if "SSE stream" in str(error) else None)
+        return reason or "the answer was cut off"
 
     async def _tools(self, tool: str) -> str:
         """The server's tools, where the one called is not among them."""
@@ -109,7 +115,7 @@ class Server:
 
 def _unwrapped(data: Any, path: str) -> Any:
     """Servers wrap what is no object as {"result": …}."""
-    if isinstance(data, Mapping) and set(data) == {"result"} and at_path(data, path) is MISSING:
+    if isinstance(data, Mapping) and set(data) == {"result"} and (not path or at_path(data, path) is MISSING):
         inner = data["result"]
         with contextlib.suppress(TypeError, ValueError, RecursionError):
             return json.loads(inner)

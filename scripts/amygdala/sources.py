@@ -131,11 +131,13 @@ class Graph:
 
     def _content(self, files: list[Path], root: Path) -> list[str]:
         """Identities of the files' bytes; those of a folder are one, with their names in it."""
-        groups = [files] if root.is_dir() else [[path] for path in files]
-        try:
-            return [content_identity(group, root if root.is_dir() else group[0], self._memo(group)) for group in groups]
-        except OSError as error:
-            raise UserError(f"graph: cannot read {error.filename or root}: {error.strerror}") from None
+        found = []
+        for group in [files] if root.is_dir() else [[path] for path in files]:
+            try:
+                found.append(content_identity(group, root if root.is_dir() else group[0], self._memo(group)))
+            except OSError as error:
+                raise UserError(f"graph: cannot read {error.filename or group[0]}: {error.strerror}") from None
+        return found
 
     def _memo(self, files: list[Path]) -> Path:
         return self._memos / f"graph.{key([str(path.resolve()) for path in files])}.json"
@@ -234,7 +236,8 @@ def check_fetched(path: Path, live: Sequence[Source]) -> None:
 def _raw(line: bytes, where: str) -> tuple[str, RawNode]:
     """(source name, node) of a snapshot's line; ValueError, KeyError, TypeError or RecursionError where it is damaged."""
     record = json.loads(line)
-    given = (record["origin"], record["key"], record["text"], record.get("time") or "")
+    given = [record["origin"], record["key"], record["text"]]
+    given += [record["time"]] if record.get("time") is not None else []
     if not all(isinstance(value, str) for value in given):
         raise TypeError("a field is no string")
     return record["origin"], RawNode(record["key"], record["text"], None, record.get("time"), None, where)

@@ -1,15 +1,14 @@
 """The tag grammar: where a node's text says its emotions, and what is left for the model to see.
 
-    tag         name ":" score, with markdown and punctuation around it: warmth:9   **Clarity**:7.5   `joy:10`,   • awe:8
-    {"calm":9} name        a letter, then letters, marks, digits, "_" or "-", 48 characters at most; compared in Unicode NFKC,
-    case-folded score       a decimal from 0 to 10 tag line    tags between white space, commas, semicolons or bars; a label
-    ("tags:", "emotions:", "mood:" …) may stand first,
-                comment marks (<!-- -->) around
-    the end     the last non-empty lines of a node, as long as they are tag lines; a heading that is a mere label ("## Tags")
-                above them belongs to them
-    inside      the tag lines that end a paragraph (a blank line follows), outside fenced code, where they hold two tags or
-    more:
-                what an entry ended in before someone wrote on below it
+- A tag is `name:score`, with markdown and punctuation around it: warmth:9, **Clarity**:7.5, `joy:10`, {"calm":9}.
+- A name is a letter, then letters, marks, digits, "_" or "-", 48 characters at most; compared in Unicode NFKC, case-folded.
+- A score is a decimal from 0 to 10.
+- A tag line is made of tags between white space, commas, semicolons or bars. A label ("tags:", "emotions:", "mood:" …) may
+  stand first, and comment marks (<!-- -->) around it or in lines of their own above and below.
+- At the end: the last non-empty lines of a node, as long as they are tag lines; a heading that is a mere label ("## Tags")
+  above them belongs to them.
+- Inside: the tag lines that end a paragraph (a blank line follows), where they hold two tags or more: what an entry ended in
+  before someone wrote on below it. Not in fenced code (between lines that begin with ``` or ~~~, at any indent).
 
 Tag lines are taken out and their scores kept; of a name given twice the higher score counts. Everything else is the text:
 trimmed of white space at both ends, otherwise unchanged. Any other line that looks like tags is text. In a line at the end, a
@@ -32,19 +31,17 @@ LABELS = frozenset(
 )
 BEFORE = "*_`~>#-+•‣◦·–—([{\"'"  # what may stand before a tag
 BEHIND = "*_`~)]}\"'."  # and behind it
-AROUND_NAME = "*`~\"'"  # and between its name and the colon
+AROUND_NAME = "*`~\"'"  # and between its name and the colon (an underscore too, where one stands before the name)
 
 _TAG = re.compile(r"(?P<name>[^\s:,;|]+):(?P<score>[+-]?\d+(?:\.\d+)?)")
 _SEPARATOR = re.compile(r"[\s,;|]+")
 _COMMENT = re.compile(r"<!--|-->")
-_FENCE = re.compile(r" {0,3}(?P<mark>`{3,}(?=[^`]*$)|~{3,})", re.DOTALL)  # CommonMark 0.31, section 4.5
-_LEFT_OVER = re.compile(
-    r"(?<![\w/.])(?P<name>[^\W\d_][^\s:,;|*`~\"']{0,47})[*_`~\"']*[ \t]?:[*_`~]*[ \t]?[*_`~]*\d+(?:\.\d+)?(?![\w:/])"
-)
+_FENCE = re.compile(r"\s*(?P<mark>`{3,}(?=[^`]*$)|~{3,})")
+_SCORE = re.compile(r":[*_`~]*(?:[ \t][*_`~]*)?[+-]?\d+(?:\.\d+)?(?![^\W_]|[:/])")
 
 
 def folded(text: str) -> str:
-    """Unicode NFKC, case-folded, until neither changes it: for comparing, never for the text that a model sees."""
+    """Unicode NFKC and case-folded, the same when done again: for comparing, never for the text that a model sees."""
     if text.isascii():
         return text.lower()
     before = ""
@@ -73,15 +70,22 @@ def _raw_tags(line: str) -> list[tuple[str, str]]:
     """(name, score) as written of a line made of tags alone; empty where it is not one."""
     if ":" not in line:
         return []
-    tokens = [token for token in map(_bare, _SEPARATOR.split(_COMMENT.sub(" ", line))) if token]
+    tokens = [token for token in _SEPARATOR.split(_COMMENT.sub(" ", line)) if _bare(token)]
     label, colon, first = tokens[0].partition(":") if tokens else ("", "", "")
     if colon and _is_label(label) and (":" in first or not _bare(first)):
-        tokens[:1] = filter(None, [_bare(first)])
-    matches = [_TAG.fullmatch(token) for token in tokens]
-    pairs = [(match["name"].rstrip(AROUND_NAME), match["score"]) for match in matches if match]
-    if len(pairs) < len(tokens) or not any(character.isalpha() for name, _ in pairs for character in name):
+        tokens[:1] = [first] if _bare(first) else []
+    matches = [_TAG.fullmatch(_bare(token)) for token in tokens]
+    if not all(matches):
         return []
-    return pairs
+    pairs = [(_bare_name(token, match["name"]), match["score"]) for token, match in zip(tokens, matches, strict=True) if match]
+    return pairs if any(character.isalpha() for name, _ in pairs for character in name) else []
+
+
+def _bare_name(token: str, name: str) -> str:
+    """The name without what stands around it: `**joy**`, `"joy"`, and `_joy_` where the underscores are a pair."""
+    name = name.rstrip(AROUND_NAME)
+    before = token[: len(token) - len(token.lstrip(BEFORE))].count("_")
+    return name[: len(name) - min(before, len(name) - len(name.rstrip("_")))]
 
 
 def _is_label(line: str) -> bool:
@@ -140,16 +144,19 @@ def _inside(lines: list[str]) -> dict[int, dict[str, float]]:
 
 def split_tags(text: str) -> tuple[str, dict[str, float]]:
     """The text without its tag lines, and the scores by canonical name. ValueError on a bad name or score at the end."""
-    lines = text.splitlines(keepends=True)
+    whole = text.splitlines(keepends=True)
+    lines = list(whole)
     scores: dict[str, float] = {}
     while lines:
-        if lines[-1].strip():
+        if _COMMENT.sub("", lines[-1]).strip():
             pairs = _raw_tags(lines[-1])
             if not pairs and not (scores and _is_label(lines[-1])):
                 break
             for name, score in _checked(pairs).items():
                 scores[name] = max(score, scores.get(name, 0.0))
         lines.pop()
+    if not scores:
+        lines = whole  # comment marks alone are text
     inside = _inside(lines)
     for tags in inside.values():
         for name, score in tags.items():
@@ -159,8 +166,21 @@ def split_tags(text: str) -> tuple[str, dict[str, float]]:
 
 
 def left_over(text: str) -> set[str]:
-    """Folded names that still stand in a text as `name:number` or `name: number`: labels that the model would see."""
-    return {folded(match["name"].rstrip("_")) for match in _LEFT_OVER.finditer(text)} if ":" in text else set()
+    """Folded names that still stand in a text as `name:number` or `name: number`: labels that the model would see.
+
+    Not in paths and addresses (`host/name:80`, `file.name:12`).
+    """
+    found = set()
+    for match in _SCORE.finditer(text) if ":" in text else ():
+        before = text[max(0, match.start() - 2 * NAME_LENGTH) : match.start()].rstrip(" \t").rstrip(AROUND_NAME)
+        start = len(before)
+        while start and (before[start - 1] in "_-" or unicodedata.category(before[start - 1])[0] in "LMN"):
+            start -= 1
+        name = before[start:].lstrip("_-").rstrip("_")
+        is_name = len(name) <= NAME_LENGTH and name[:1].isalpha()
+        if is_name and before[start - 1 : start] not in ("/", ".", "@"):
+            found.add(folded(name))
+    return found
 
 
 def tag_line(scores: Mapping[str, float]) -> str:
