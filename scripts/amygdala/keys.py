@@ -1,12 +1,13 @@
 """Keys: the hash of everything that a stored file is made from, worked out from the sources alone.
 
 What each key covers
-  snapshot   bytes of the graph file; code
+  snapshot   bytes of the local sources and how they are read, of the live ones' snapshot; bad_nodes; code
+  index      snapshot; names looked for in the texts (aliases); code                (the graph's index, beside its snapshot)
   plan       snapshot; emotion and example settings; code
-  examples   emotion; digest, polarity and split of each example; code
+  examples   emotion; digest, polarity, split and scenarios of each example; code
   model      model identity; dtype; code of the conversion; major.minor of torch and transformers
   space      model (converted models) or its identity; dtype; pooling; max_tokens; code; major.minor of torch and transformers
-  index      space; digests of the shard's texts; layers
+  index      space; digests of the shard's texts; layers                            (of the activations)
   vectors    space; method; digests of the emotion's training examples; code       (the layer is in the file's name)
   heads      space; digests of the emotion's training examples; code               (the layer is in the file's name)
   quality    vectors, heads and examples of all emotions; layers; code; major.minor of scikit-learn

@@ -1,8 +1,8 @@
-"""Near-duplicate texts: MinHash signatures and banding (Broder 1997, "On the resemblance and containment of documents";
-Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4).
+"""Near-duplicate texts: those whose sets of 3-word shingles have a Jaccard similarity of SIMILAR or more.
 
-Two texts are near duplicates where the share of equal minima of their 3-word shingles, an estimate of the shingle sets' Jaccard
-similarity, is at least SIMILAR. That is decided by the two texts alone, whatever else the graph holds.
+Candidates are found by MinHash signatures and banding (Broder 1997, "On the resemblance and containment of documents";
+Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4); of those that the signatures call LIKELY the
+similarity is worked out. (The estimate alone would chain texts on one template, alike to 0.6, into one group by chance.)
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import numpy as np
 
 SHINGLE = 3
 BANDS, ROWS = 16, 4
-SIMILAR = 0.7
-NEIGHBOURS = 64
-CHUNK = 1 << 20
+LIKELY, SIMILAR = 0.6, 0.7
+NEIGHBOURS = 32
+EXACT_PAIRS = 4_000_000  # beyond so many (100,000 copies of one text), SIMILAR signatures decide
+CHUNK, EXACT_CHUNK = 1 << 20, 1 << 14
 BLOCK = 1 << 21
 
 
@@ -48,8 +49,8 @@ class WordHashes:
             return [known[word] for word in words]
 
 
-def signatures(hashes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """MinHash signatures: uint32 [n, BANDS * ROWS].
+def shingles_of(hashes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes of the texts' shingles uint64 [m], shingles a text int [n]), repeated ones included.
 
     hashes: uint64 [sum of lengths], the hashes of all texts' words in order; lengths: int [n], words a text, each at least 1.
     A text shorter than a shingle is one shingle.
@@ -67,18 +68,59 @@ def signatures(hashes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         shingles ^= shingles >> np.uint64(32)
         shingles *= np.uint64(0xD6E8FEB86659FD93)
         shingles ^= shingles >> np.uint64(32)
-        kept = shingles[whole]
-        counts = np.maximum(lengths - SHINGLE + 1, 1)
-        begins = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        result = np.empty((len(lengths), BANDS * ROWS), dtype=np.uint32)
+    return shingles[whole], np.maximum(lengths - SHINGLE + 1, 1)
+
+
+def signatures(shingles: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """MinHash signatures of texts given by their shingles (see shingles_of): uint32 [n, BANDS * ROWS]."""
+    begins = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    result = np.empty((len(counts), BANDS * ROWS), dtype=np.uint32)
+    with np.errstate(over="ignore"):
         for number in range(BANDS * ROWS):
-            mixed = ((kept * MULTIPLIERS[number] + OFFSETS[number]) >> np.uint64(32)).astype(np.uint32)
+            mixed = ((shingles * MULTIPLIERS[number] + OFFSETS[number]) >> np.uint64(32)).astype(np.uint32)
             result[:, number] = np.minimum.reduceat(mixed, begins)
     return result
 
 
+class Sets:
+    """The texts' sets of shingles, kept flat: sorted values and where each text's begin."""
+
+    def __init__(self, blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+        values, sizes = [], []
+        for shingles, counts in blocks:
+            owner = np.repeat(np.arange(len(counts)), counts)
+            order = np.lexsort((shingles, owner))
+            shingles, owner = shingles[order], owner[order]
+            first = np.ones(len(shingles), dtype=bool)
+            first[1:] = (shingles[1:] != shingles[:-1]) | (owner[1:] != owner[:-1])
+            values.append(shingles[first])
+            sizes.append(np.bincount(owner[first], minlength=len(counts)))
+        self.values, self.sizes = np.concatenate(values), np.concatenate(sizes)
+        self.begins = np.concatenate([[0], np.cumsum(self.sizes)])
+
+    def _gathered(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(the sets of `rows` one after the other, the position in `rows` that each value is of)."""
+        sizes = self.sizes[rows]
+        owner = np.repeat(np.arange(len(rows)), sizes)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return self.values[np.repeat(self.begins[rows], sizes) + within], owner
+
+    def jaccard(self, pairs: np.ndarray) -> np.ndarray:
+        """float64 [p]: |A and B| / |A or B| of each pair of rows, int [p, 2]."""
+        found = []
+        for chunk in np.array_split(pairs, -(-len(pairs) // EXACT_CHUNK)):
+            (values, owners), (more, others) = self._gathered(chunk[:, 0]), self._gathered(chunk[:, 1])
+            values, owners = np.concatenate([values, more]), np.concatenate([owners, others])
+            order = np.lexsort((values, owners))
+            values, owners = values[order], owners[order]
+            twice = (values[1:] == values[:-1]) & (owners[1:] == owners[:-1])
+            common = np.bincount(owners[1:][twice], minlength=len(chunk))
+            found.append(common / (self.sizes[chunk].sum(axis=1) - common))
+        return np.concatenate(found)
+
+
 def pairs(signed: np.ndarray) -> np.ndarray:
-    """int [p, 2]: the rows of near-duplicate pairs, the smaller first.
+    """int [p, 2]: the rows of pairs whose signatures are LIKELY alike, the smaller first.
 
     Candidates share all ROWS minima of a band; each is compared with the NEIGHBOURS after it that do (a bucket of more texts is
     a crowd of copies, which chains join).
@@ -102,7 +144,7 @@ def pairs(signed: np.ndarray) -> np.ndarray:
 
 def _similar(signed: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     kept = [
-        chunk[(signed[chunk[:, 0]] == signed[chunk[:, 1]]).mean(axis=1) >= SIMILAR]
+        chunk[(signed[chunk[:, 0]] == signed[chunk[:, 1]]).mean(axis=1) >= LIKELY]
         for chunk in np.array_split(candidates, -(-len(candidates) // CHUNK))
     ]
     return np.concatenate(kept)
@@ -116,7 +158,8 @@ class Signer:
         self._hashes: list[int] = []
         self._lengths: list[int] = []
         self._rows: list[int] = []
-        self._done: list[np.ndarray] = []
+        self._signed: list[np.ndarray] = []
+        self._shingles: list[tuple[np.ndarray, np.ndarray]] = []
         self.texts = 0
 
     def add(self, words: Sequence[str]) -> None:
@@ -131,19 +174,29 @@ class Signer:
 
     def _flush(self) -> None:
         if self._lengths:
-            self._done.append(signatures(np.array(self._hashes, dtype=np.uint64), np.array(self._lengths, dtype=np.int64)))
+            block = shingles_of(np.array(self._hashes, dtype=np.uint64), np.array(self._lengths, dtype=np.int64))
+            self._shingles.append(block)
+            self._signed.append(signatures(*block))
             self._hashes, self._lengths = [], []
+
+    def pairs(self) -> np.ndarray:
+        """int [p, 2]: the near-duplicate pairs among the texts with words, as places in the order that they were given in."""
+        self._flush()
+        signed = np.concatenate(self._signed)
+        likely = pairs(signed)
+        if len(likely) > EXACT_PAIRS:
+            return likely[(signed[likely[:, 0]] == signed[likely[:, 1]]).mean(axis=1) >= SIMILAR]
+        return likely[Sets(self._shingles).jaccard(likely) >= SIMILAR] if len(likely) else likely
 
     def groups(self) -> np.ndarray:
         """int32 [n]: for each text the first row of its group of near duplicates, itself where it has none."""
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        self._flush()
         first = np.arange(self.texts, dtype=np.int32)
         if len(self._rows) < 2:
             return first
-        joined = np.array(self._rows)[pairs(np.concatenate(self._done))]
+        joined = np.array(self._rows)[self.pairs()]
         if len(joined):
             shape = (self.texts, self.texts)
             graph = coo_array((np.ones(len(joined), dtype=bool), (joined[:, 0], joined[:, 1])), shape=shape)
