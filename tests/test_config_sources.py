@@ -309,3 +309,16 @@ def test_missing_aliases_are_named_with_their_path() -> None:
     emotions = {name: value for name, value in DEFAULTS["emotions"].items() if name != "aliases"}
     with pytest.raises(UserError, match=r"^config: missing key 'emotions\.aliases'"):
         check({**DEFAULTS, "emotions": emotions}, SCHEMA, [CONFIG])
+
+
+def test_an_alias_in_two_spellings_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'emotions\.aliases': a name is given twice"):
+        check(merged({"emotions": {"aliases": {"Joyful": "joy", "joyful": "awe"}}}), SCHEMA, [])
+
+
+@pytest.mark.parametrize("key", ["url", "memory_mcp_url"])
+def test_a_password_in_a_url_is_refused_and_not_shown(key: str) -> None:
+    kind = {"url": {"source": "http"}, "memory_mcp_url": {"source": "mcp", "preset": "nodes"}}[key]
+    with pytest.raises(UserError, match=r"'graph\.0': no user or password in a URL") as caught:
+        check(merged({"graph": [{**kind, key: "http://me:s3cret@host/x"}]}), SCHEMA, [])
+    assert "s3cret" not in str(caught.value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -68,23 +67,20 @@ def endless(cursor: str | None) -> Any:
     return {"nodes": [{"key": "a"}], "next": str(int(cursor or 0) + 1)}
 
 
-def failed(folder: Path, name: str) -> Callable[[], tuple[str, Run, bytes, list[str], float]]:
-    """Run one fault: the server's address, the run, the snapshot's bytes and what lies beside it, seconds."""
+def failed(folder: Path, name: str) -> Callable[[], tuple[str, Run, bytes, list[str]]]:
+    """Run one fault: the server's address, the run, the snapshot's bytes and what lies beside it."""
     fault, changes, _ = FAULTS[name]
 
-    def work() -> tuple[str, Run, bytes, list[str], float]:
+    def work() -> tuple[str, Run, bytes, list[str]]:
         faults = [fault] if fault is not None and fault.kind != "endless" else []
         with Faulty(NODES, *faults, pages=endless if name == "endless cursor" else None) as server:
             url = f"http://127.0.0.1:{closed_port()}/mcp" if name == "connection refused" else server.mcp_url
-            secretive = url.replace("http://", "http://user:hidden-password@") + "?api_key=hidden-key"
-            # a password in the URL takes the place of the token
-            shown = url if fault is not None and fault.echo else secretive
-            project = Project.make(folder / name, [], graph=source(server, memory_mcp_url=shown, **changes))
+            secretive = f"{url}?api_key=hidden-key"
+            project = Project.make(folder / name, [], graph=source(server, memory_mcp_url=secretive, **changes))
             (project.folder / "snapshot.jsonl").write_bytes(OLD)
-            begin = time.monotonic()
             done = run(project, "refresh")
             beside = sorted(path.name for path in project.folder.iterdir())
-            return url, done, snapshot(project), beside, time.monotonic() - begin
+            return url, done, snapshot(project), beside
 
     return work
 
@@ -105,7 +101,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_one_message_and_leaves_the_snapshot(runs: dict[str, Future[Any]], name: str) -> None:
-    url, done, kept, beside, seconds = runs[name].result()
+    url, done, kept, beside = runs[name].result()
     assert done.status != 0
     (message,) = errors(done)
     like(message, f"{ERROR}graph: source 'journal' ('{url}'): {FAULTS[name][2]}. The snapshot is as it was.")
@@ -114,7 +110,6 @@ def test_a_fault_is_one_message_and_leaves_the_snapshot(runs: dict[str, Future[A
     assert beside == [".snakemake", "config.yaml", "graph.jsonl", "logs", "snapshot.jsonl"] + (
         ["store"] if "store" in beside else []
     )
-    assert seconds < 60  # deadline_s
 
 
 # A life

@@ -288,6 +288,15 @@ def test_the_selection_tells_of_every_emotion_in_the_graph_or_the_configuration(
     assert list(plan.emotions) == ["awe", "joy"]
 
 
+def test_a_graph_whose_positives_all_show_their_label_is_told_so() -> None:
+    nodes = [node(f"joy:{n} it said", joy=9) for n in range(4)] + [node(f"Rain {n}.") for n in range(4)]
+    with pytest.raises(UserError, match=r"joy 0 \(4 more are not used: their own label stands in the text as name:number\)"):
+        plan_of(nodes, rules(held_out=0, min_positives=2))
+    plan = plan_of([*nodes, *(node(f"Sun {n}.", awe=9) for n in range(4))], rules(held_out=0, min_positives=2))
+    assert plan.selection["joy"]["label_shown"] == 4
+    assert warnings_of(plan, rules())[0].startswith("4 positives are not used because")
+
+
 def test_warnings_name_curated_emotions_skipped_nodes_and_shown_labels() -> None:
     nodes = [
         *(node(f"Sun {n}.", joy=9, awe=9) for n in range(5)),
@@ -303,7 +312,7 @@ def test_warnings_name_curated_emotions_skipped_nodes_and_shown_labels() -> None
         f"emotion 'gloom' gets no vector: {missing}",
         f"emotion 'doom' gets no vector: {missing}",
         "2 nodes were skipped (bad_nodes), the first 'a\\x1b/b': score '11' is outside 0-10",
-        "3 texts are no positives because their own label stands in them as name:number (joy 2, awe 1)",
+        "3 positives are not used because their own label stands in the text as name:number (joy 2, awe 1)",
     ]
     assert warnings_of(make_plan(make_index(nodes[:10]), rules(held_out=0), 1, "g"), chosen) == []
 

@@ -178,6 +178,9 @@ def _check_emotions(emotions: dict[str, Any], files: list[str | Path]) -> None:
             where = _where(["emotions", setting], emotions[setting], files)
             raise UserError(f"{where}'emotions.{setting}': {error}") from None
     names = {emotion_name(str(name)): emotion_name(other) for name, other in emotions["aliases"].items()}
+    if len(names) < len(emotions["aliases"]):
+        where = _where(["emotions", "aliases"], emotions["aliases"], files)
+        raise UserError(f"{where}'emotions.aliases': a name is given twice, in different spelling; case does not count")
     for name, other in names.items():
         if other in names:
             where = _where(["emotions", "aliases"], emotions["aliases"], files)

@@ -262,7 +262,7 @@ def make_plan(index: Index, rules: Rules, shards: int, name: str) -> Plan:
         roles = corpus.roles(emotion)
         counts = count_roles(roles)
         selection[emotion] = {"chosen": True, "reason": reason, "positives": positives[emotion]}
-        selection[emotion] |= {"negatives": len(corpus.negatives(emotion)), "label_shown": corpus.labels_shown(emotion)}
+        selection[emotion] |= {"negatives": len(corpus.negatives(emotion))}
         short = [f"{counts[TRAIN][side]} {side}s" for side in counts[TRAIN] if counts[TRAIN][side] < rules.min_examples]
         if short:
             reason = f"{' and '.join(short)} to train on, fewer than min_examples ({rules.min_examples})"
@@ -276,9 +276,15 @@ def make_plan(index: Index, rules: Rules, shards: int, name: str) -> Plan:
         }
     for emotion, reason in left_out.items():
         selection[emotion] = {"chosen": False, "reason": reason, "positives": positives.get(emotion, 0)}
+    labels_shown = {emotion: corpus.labels_shown(emotion) for emotion in positives}
+    for emotion, count in labels_shown.items():
+        if count or "negatives" in selection[emotion]:
+            selection[emotion]["label_shown"] = count
     if not emotions:
         most = sorted(positives, key=lambda emotion: (-positives[emotion], emotion))[:8]
         found = ", ".join(f"{emotion} {positives[emotion]}" for emotion in most) or "no tags at all"
+        unused = sum(labels_shown.values())
+        found += f" ({unused} more are not used: their own label stands in the text as name:number)" if unused else ""
         raise UserError(
             f"{name}: no emotion has enough positives. Texts scored at least {rules.min_positive_score:g}: {found}. "
             "Lower emotions.min_positives, min_examples or min_positive_score, or give a larger graph"
@@ -312,7 +318,7 @@ def warnings_of(plan: Plan, rules: Rules) -> list[str]:
     if shown_labels:
         most = sorted(shown_labels, key=lambda emotion: (-shown_labels[emotion], emotion))
         lines.append(
-            f"{sum(shown_labels.values())} texts are no positives because their own label stands in them as name:number "
+            f"{sum(shown_labels.values())} positives are not used because their own label stands in the text as name:number "
             f"({', '.join(f'{emotion} {shown_labels[emotion]}' for emotion in most[:8])})"
         )
     return lines
