@@ -33,6 +33,8 @@ if build is not None:
 localrules:
     all,
     refresh,
+    changes,
+    selection,
 
 
 rule all:

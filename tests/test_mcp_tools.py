@@ -150,11 +150,19 @@ def test_a_field_called_result_is_not_unwrapped_where_it_is_meant() -> None:
         assert texts(graph(server, items="result")) == {"a": "x"}
 
 
+@pytest.mark.parametrize("shape", ["plain", "result"])
+@pytest.mark.parametrize("written", ["42", "3.10", "[1, 2]", '{"a": 1}', '"quoted"', "null", "[" * 5_000])
+def test_a_rendered_text_that_happens_to_be_json_is_a_text(shape: str, written: str) -> None:
+    tools = {"list_nodes": lambda _: {"nodes": ["a"]}, "render_node": lambda _: written}
+    with Faulty(tools=tools, shape=shape) as server:
+        assert texts(mcp(server)) == {"a": written}
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
         ("Here are your nodes: a, b", "no list at 'entities' in an answer (`items`)"),
-        ("[" * 100_000, "tool 'read_graph': JSON nested too deeply"),
+        ("[" * 100_000, "no list at 'entities' in an answer (`items`)"),
         ({"nodes": []}, "no list at 'entities' in an answer (`items`); it holds 'nodes'"),
     ],
 )

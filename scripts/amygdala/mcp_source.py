@@ -59,7 +59,7 @@ class Server:
         self.transport: PatientTransport | None = transport
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> Any:
-        """What a tool answers: its structured content, else its text as JSON, else the text itself.
+        """What a tool answers: its structured content, else its text.
 
         Reading tools may be called again: an event stream that broke off is, up to `tries` times.
         """
@@ -88,14 +88,7 @@ class Server:
         if result.is_error:
             said = self.collected.quoted(text, 300)
             raise UserError(f"{self.what}: tool {shown(tool)} failed: {said}{await self._tools(tool)}")
-        if result.structured_content is not None:
-            return result.structured_content
-        try:
-            return json.loads(text)
-        except RecursionError:
-            raise UserError(f"{self.what}: tool {shown(tool)}: JSON nested too deeply") from None
-        except ValueError:
-            return text
+        return text if result.structured_content is None else result.structured_content
 
     def _broken(self, error: MCPError) -> str | None:
         """Why the answer's event stream broke off, None where the error is the server's own word."""
@@ -114,13 +107,18 @@ class Server:
 
 
 def _unwrapped(data: Any, path: str) -> Any:
-    """Servers wrap what is no object as {"result": …}."""
+    """Servers wrap what is no object, a text say, as {"result": …}."""
     if isinstance(data, Mapping) and set(data) == {"result"} and (not path or at_path(data, path) is MISSING):
-        inner = data["result"]
-        with contextlib.suppress(TypeError, ValueError, RecursionError):
-            return json.loads(inner)
-        return inner
+        return data["result"]
     return data
+
+
+def _parsed(answer: Any) -> Any:
+    """An answer that is a text, as the JSON that it holds; the text itself where it is none."""
+    if isinstance(answer, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(answer)
+    return answer
 
 
 @contextlib.asynccontextmanager
@@ -207,8 +205,9 @@ async def collect(options: Mapping[str, Any], limits: Limits, collected: Collect
             arguments = dict(options.get("arguments", {}))
             if cursor is not None:
                 arguments[options.get("cursor_argument", "cursor")] = cursor
-            data = _unwrapped(await server.call(options["tool"], arguments), options.get("items", "nodes"))
-            return page_of(data, options, server.what)
+            path = options.get("items", "nodes")
+            answer = _unwrapped(_parsed(await server.call(options["tool"], arguments)), path)
+            return page_of(_parsed(answer), options, server.what)
 
         rendered = options.get("render_tool")
         listed_keys: dict[str, Any] = {}
@@ -236,10 +235,13 @@ async def _render(server: Server, listed_keys: Mapping[str, Any], fields: Fields
 
     async def work() -> None:
         for key, record in waiting:
-            data = await server.call(options["render_tool"], {options.get("render_argument", "key"): key})
-            data = _unwrapped(data, fields.text)
+            answer = await server.call(options["render_tool"], {options.get("render_argument", "key"): key})
+            answer = _unwrapped(answer, fields.text)
             item = dict(record) if isinstance(record, Mapping) else {}
-            body = at_path(data, fields.text) if isinstance(data, Mapping) else data
+            # a text that happens to be JSON, a number or a list, is a text all the same
+            data = _parsed(answer)
+            found = at_path(data, fields.text) if isinstance(data, Mapping) else MISSING
+            body = answer if found is MISSING and isinstance(answer, str) else found
             time = at_path(data if at_path(data, fields.time) is not MISSING else item, fields.time)
             flat = Fields(observations=fields.observations)
             try:
