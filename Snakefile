@@ -29,12 +29,14 @@ if build is not None:
     include: "rules/readout.smk"
     include: "rules/changes.smk"
 
+    localrules:
+        changes,
+        selection,
+
 
 localrules:
     all,
     refresh,
-    changes,
-    selection,
 
 
 rule all:

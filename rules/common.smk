@@ -5,7 +5,7 @@ from snakemake.logging import logger
 
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
-from amygdala.build import Build, can_refresh
+from amygdala.build import Build, check
 from amygdala.errors import UserError
 from amygdala.plan import warnings_of
 
@@ -15,15 +15,17 @@ def tell(line):
         logger.info(line)
 
 
-# A graph that was not fetched yet, or that cannot be built, is no hindrance to fetching it. (Targets are known to the command line
-# alone while rules are read; a job names its target with a colon behind.)
+# Fetching needs no build: the graph may not be there yet, or not to be built from. What else was asked for would be planned from
+# the old snapshot. (Targets are known to the command line alone while rules are read; a job names its target with a colon behind.)
 is_refresh = any(word.rstrip(":") == "refresh" for word in sys.argv[1:])
 build = None
 try:
-    build = Build(config, Path(workflow.basedir), workflow.configfiles, tell)
+    if is_refresh:
+        check(config, Path(workflow.basedir), workflow.configfiles)
+    else:
+        build = Build(config, Path(workflow.basedir), workflow.configfiles, tell)
 except UserError as error:
-    if not (is_refresh and can_refresh(config, Path(workflow.basedir))):
-        raise WorkflowError(str(error)) from None
+    raise WorkflowError(str(error)) from None
 
 
 if build is not None and workflow.is_main_process:
@@ -37,7 +39,13 @@ wildcard_constraints:
 
 
 def get_final_output():
-    return get_published("readout") if build is not None else []
+    return get_published("readout") if build is not None else get_nothing
+
+
+def get_nothing(wildcards):
+    raise WorkflowError(
+        "run `refresh` alone, then build: other targets would be planned from the old snapshot"
+    )
 
 
 def is_forced():

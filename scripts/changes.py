@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from amygdala import changes
 from amygdala.batch import missing_of
-from amygdala.corpus import Index, make_index
+from amygdala.corpus import Index, make_index, read_index
 from amygdala.errors import UserError
 from amygdala.files import recall, write_json
 from amygdala.graph import canonical, read_snapshot
@@ -51,9 +51,33 @@ def before_release(manifest: Mapping[str, Any], store: str) -> Before:
     if not snapshot.exists():
         return Before(key, count, rules, manifest["concepts"], None, None)
     looked_for = names_looked_for({"emotions": {"aliases": {}, **config["emotions"]}})
-    nothing_skipped = {"skipped": 0, "skipped_nodes": []}
-    index = index_beside(index_path(store, key, looked_for), snapshot, nothing_skipped, looked_for)
-    return Before(key, count, rules, manifest["concepts"], changes.versions(read_snapshot(snapshot)), index)
+    index = read_index(Path(index_path(store, key, looked_for)))
+    if index is None:  # not stored: it would not know of skipped nodes
+        index = make_index(read_snapshot(snapshot), extra=looked_for)
+    return Before(key, count, rules, manifest["concepts"], versions_of(snapshot, count), index)
+
+
+def versions_of(snapshot: str | Path, count: int) -> dict[tuple[str, str], changes.Version]:
+    """The nodes of a stored snapshot; UserError where it does not hold `count` of them."""
+    found = changes.versions(read_snapshot(snapshot))
+    if len(found) != count:
+        raise UserError(
+            f"{snapshot} is damaged ({len(found)} nodes, {count} expected): delete it; snakemake rebuilds the current one"
+        )
+    return found
+
+
+def released_in(path: Path) -> dict[str, Any]:
+    """The last release's manifest, empty before the first. UserError where it is damaged."""
+    if not path.exists():
+        return {}
+    manifest = recall(path)
+    try:
+        if all(name in manifest for name in ("concepts", "config", "snapshot")) and manifest["config"]["emotions"]:
+            return dict(manifest)
+    except (TypeError, KeyError):
+        pass
+    raise UserError(f"{path} is damaged: delete it and run snakemake, which publishes it again")
 
 
 def before_refresh(previous: Path, current: Mapping[str, Any], rules: Rules) -> Before | None:
@@ -91,13 +115,20 @@ def make_report(
     nodes: list[changes.NodeChange] = []
     emotions: list[changes.EmotionChange] = []
     if before is not None and before.nodes is not None and before.index is not None:
-        nodes = changes.node_changes(before.nodes, changes.versions(read_snapshot(current["snapshot"])))
+        nodes = changes.node_changes(before.nodes, versions_of(current["snapshot"], current["nodes"]))
         emotions = changes.emotion_changes((before.index, before.rules, before.concepts), (index, rules, files), nodes)
-    elif before is not None:
-        settings.append(f"the last release's snapshot {before.since} is not in the store: nodes cannot be compared")
     since, count = (before.since, before.count) if before is not None else (None, 0)
     return changes.Report(
-        since, current["snapshot_key"], (count, current["nodes"]), nodes, emotions, settings, rebuild, len(files), forward
+        since,
+        current["snapshot_key"],
+        (count, current["nodes"]),
+        nodes,
+        emotions,
+        settings,
+        rebuild,
+        len(files),
+        forward,
+        comparable=before is None or before.nodes is not None,
     )
 
 
@@ -105,7 +136,7 @@ if "snakemake" in globals():
     with job(snakemake, aloud=True, needs_input=False) as say:
         params = snakemake.params
         rules = Rules.from_params(params.rules)
-        released = recall(Path(params.manifest)) or {}
+        released = released_in(Path(params.manifest))
         last: Before | None
         if released:
             last = before_release(released, params.current["store"])

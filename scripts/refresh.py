@@ -1,7 +1,7 @@
 """Live sources to the snapshot file that builds start from. What cannot be fetched whole leaves the old snapshot as it is."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +9,14 @@ from amygdala.errors import UserError, listed, shown
 from amygdala.files import whole, write_text
 from amygdala.graph import RawNode, canonical
 from amygdala.job import job
-from amygdala.sources import Source, live_lines, previous_of, read_live, sources_of
+from amygdala.sources import Source, check_replaceable, definition_in, live_lines, previous_of, read_live, sources_of
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 Say = Callable[[str], None]
 KEPT = "The snapshot is as it was."
+BAD_SHOWN = 10
 
 
 def difference(old: Mapping[str, RawNode], new: Mapping[str, RawNode]) -> tuple[list[str], list[str], list[str]]:
@@ -34,10 +35,15 @@ def check_loss(source: Source, old: Mapping[str, RawNode], removed: list[str], m
         )
 
 
-def old_nodes(path: Path) -> dict[str, dict[str, RawNode]]:
-    """{source: {key: node}} of the snapshot that is there, nothing where it is missing or damaged: it will be replaced."""
+def old_nodes(path: Path, live: Sequence[Source]) -> dict[str, dict[str, RawNode]]:
+    """{source: {key: node}} of the snapshot that is there, of sources that are defined as they were.
+
+    Nothing where it is missing or damaged: it will be replaced. UserError where the file is no snapshot: it is somebody's.
+    """
+    check_replaceable(path)
     try:
-        return {name: {raw.key: raw for raw in raws} for name, raws in read_live(path).items()}
+        same = {source.name for source in live if definition_in(path, source.name) == source.definition}
+        return {name: {raw.key: raw for raw in raws} for name, raws in read_live(path).items() if name in same}
     except (UserError, OSError):
         return {}
 
@@ -50,16 +56,18 @@ def refresh(
     settings: graph, snapshot, bad_nodes and max_lost_nodes of the configuration; fetch: amygdala.live.fetch, or a test's.
     UserError where a source cannot be fetched whole or a node is bad; nothing is written then.
     """
-    path = Path(settings["snapshot"])
+    path = Path(settings["snapshot"]).expanduser()
     live = [source for source in sources_of(settings["graph"]) if source.live]
-    old = old_nodes(path)
+    old = old_nodes(path, live) if live else {}
     fetched: dict[str, tuple[Source, list[RawNode]]] = {}
     differences: dict[str, tuple[list[str], list[str], list[str]]] = {}
     for source in live:
         raws = fetch(source, say)
         _, skipped = canonical(source.name, raws, settings["bad_nodes"] == "skip")
-        for bad in skipped:
+        for bad in skipped[:BAD_SHOWN]:
             say(f"warning: {source.name}: node {shown(bad.key)} will be skipped: {bad.reason}")
+        if len(skipped) > BAD_SHOWN:
+            say(f"warning: {source.name}: {len(skipped) - BAD_SHOWN} more nodes will be skipped")
         before = old.get(source.name, {})
         found = difference(before, {raw.key: raw for raw in raws})
         check_loss(source, before, found[2], settings["max_lost_nodes"])

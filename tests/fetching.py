@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -75,8 +74,14 @@ def recorded_waits(monkeypatch: pytest.MonkeyPatch, now: float | None = None) ->
         waits.append(seconds)
         await anyio.sleep(0)
 
+    class Anyio:
+        """anyio, whose names come as they are asked for, with another sleep."""
+
+        def __getattr__(self, name: str) -> Any:
+            return sleep if name == "sleep" else getattr(anyio, name)
+
     for module in (patience, mcp_source):
-        monkeypatch.setattr(module, "anyio", SimpleNamespace(**{**vars(anyio), "sleep": sleep}))
+        monkeypatch.setattr(module, "anyio", Anyio())
 
     class Time:
         monotonic = staticmethod(patience.time.monotonic)

@@ -126,7 +126,24 @@ def test_equal_texts_are_one_with_the_highest_score_of_each_emotion() -> None:
     assert found(index, "tags") == {"awe": {rain: 9}, "calm": {rain: 0}, "joy": {rain: 9}}
     assert found(index, "scenarios") == {"letter": {rain: 1}, "storm": {rain: 1}}
     assert nodes[0].scores == {"joy": 3, "awe": 9}, "the nodes stay as they were"
-    assert index.facts == {"nodes": 4, "empty": 0, "origins": {"file": 3, "notes": 1}, "skipped": 0, "skipped_nodes": []}
+    assert index.facts == {
+        **{"nodes": 4, "empty": 0, "origins": {"file": 3, "notes": 1}, "skipped": 0, "skipped_nodes": []},
+        **{"unread_labels": 0, "unread_label": ""},
+    }
+
+
+def test_labels_that_no_tag_line_holds_are_counted() -> None:
+    """They look like tags, and are none by the grammar: the model would see them."""
+    texts = [
+        "A.\njoy: 9",
+        "B.\njoy:7,5 awe:8",
+        "C.\njoy:9/10 and awe:8/10",
+        "D.\nWe met at 10:30.",
+        "E.\nSee chapter seven: 7 of it.",
+        "F.",
+    ]
+    index = make_index([Node("file", f"n{number}", text) for number, text in enumerate(texts)])
+    assert (index.facts["unread_labels"], index.facts["unread_label"]) == (3, "n0")
 
 
 def test_texts_without_a_character_are_counted_and_left_out() -> None:

@@ -433,3 +433,18 @@ def test_the_files_that_a_source_is_made_from() -> None:
     assert files_of("file", path, {"path": "t.csv"}) == [path]
     assert files_of("table", path, {"text": 0}) == [path]
     assert files_of("table", path, {"text": 0, "label_names": "names.txt"}) == [path, Path("names.txt")]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ('text,label\nfine,joy\n"never closed,joy\nmore,calm\n', "t.csv:3: no row of a table"),
+        ("text,label\nglad, truly,joy\n", "t.csv:2: the row has 3 columns, and the first row 2"),
+        ("text,text,label\na,b,joy\n", "there are 2 columns 'text'"),
+    ],
+    ids=["a quote that is not closed", "a delimiter in a text", "two columns of one name"],
+)
+def test_rows_that_would_be_read_wrong_are_refused(tmp_path: Path, data: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(data)
+    with pytest.raises(UserError, match=message):
+        list(read_table(tmp_path / "t.csv", {"text": "text", "label": "label"}))

@@ -108,7 +108,7 @@ def test_a_source_that_is_configured_no_more_leaves_the_snapshot(path: Path) -> 
 # Nothing is written
 
 
-@pytest.mark.parametrize("old", [None, b"whatever lies here"])
+@pytest.mark.parametrize("old", [None, b'{"amygdala_snapshot": "whatever lies here"}'])
 def test_nothing_is_written_where_the_second_source_fails(path: Path, old: bytes | None) -> None:
     if old is not None:
         path.write_bytes(old)
@@ -128,13 +128,14 @@ def test_nothing_is_written_where_the_second_source_fails(path: Path, old: bytes
 @pytest.mark.parametrize("after", [0, 2])
 def test_nothing_is_written_where_a_server_fails(monkeypatch: pytest.MonkeyPatch, path: Path, of: Any, after: int) -> None:
     recorded_waits(monkeypatch)
-    path.write_bytes(b"old")
+    old = b'{"amygdala_snapshot": "old"}'
+    path.write_bytes(old)
     label = "page" if of is http else "list_nodes"
     with Faulty(NODES) as good, Faulty(NODES, Fault("500", label, after)) as bad:
         given = settings(path, http(good, name="good"), of(bad))
         with pytest.raises(UserError, match="HTTP 500 no luck, 3 times"):
             refresh.refresh(given, [].append, fetch)
-        assert path.read_bytes() == b"old"
+        assert path.read_bytes() == old
         bad.faults = ()
         refresh.refresh(given, [].append, fetch)
         assert {name: {raw.key: raw.text for raw in raws} for name, raws in read_live(path).items()} == {
@@ -212,7 +213,7 @@ def damaged(before: bytes) -> dict[str, bytes]:
         "empty": b"",
         "no json": b"{" + before,
         "another format": before.replace(b'"amygdala_snapshot": 1', b'"amygdala_snapshot": 2'),
-        "header of another kind": b"[]\n" + b"".join(lines),
+        "header of another kind": b'["amygdala_snapshot"]\n' + b"".join(lines),
         "cut": b"".join([head, *lines[:-1]]),
         "cut in a line": before[:-9],
         "a line of another kind": head + b"[]\n",
@@ -270,3 +271,25 @@ def test_the_snapshot_before_is_kept(path: Path) -> None:
     refreshed(given, first={"a": "3"})
     assert previous.read_bytes() == two
     assert sorted(path.parent.iterdir()) == sorted([path, previous])
+
+
+@pytest.mark.parametrize("content", [b'{"key": "mine", "text": "A journal."}\n', b"notes"])
+def test_a_file_that_is_no_snapshot_is_never_overwritten(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is no snapshot of amygdala's and is not overwritten"):
+        refreshed(settings(path, FIRST), first={"a": "1"})
+    assert path.read_bytes() == content and not previous_of(path).exists()
+
+
+def test_another_server_is_not_taken_for_a_loss(path: Path) -> None:
+    """Nodes of a source that is defined differently now are no measure of what was lost."""
+    refreshed(settings(path, FIRST), first={f"old {n}": "x" for n in range(9)})
+    other = {**FIRST, "url": "http://elsewhere.invalid/nodes"}
+    done, _ = refreshed(settings(path, other), first={"a": "1"})
+    assert done == {"first": (["a"], [], [])}
+
+
+def test_many_bad_nodes_are_told_in_a_few_lines(path: Path) -> None:
+    bad = {f"bad {n:02d}": "x\njoy:11" for n in range(40)} | {"good": "x"}
+    _, said = refreshed(settings(path, FIRST, bad_nodes="skip"), first=bad)
+    assert len(said) == 12 and said[10] == "warning: first: 30 more nodes will be skipped"

@@ -294,7 +294,17 @@ def test_a_graph_whose_positives_all_show_their_label_is_told_so() -> None:
         plan_of(nodes, rules(held_out=0, min_positives=2))
     plan = plan_of([*nodes, *(node(f"Sun {n}.", awe=9) for n in range(4))], rules(held_out=0, min_positives=2))
     assert plan.selection["joy"]["label_shown"] == 4
-    assert warnings_of(plan, rules())[0].startswith("4 positives are not used because")
+    assert warnings_of(plan, rules(held_out=0))[0].startswith("4 positives are not used because")
+
+
+def test_emotions_without_held_out_texts_and_labels_that_were_not_read_are_warned_of() -> None:
+    nodes = [node(f"Sun {n}.", joy=9) for n in range(3)] + [node(f"Rain {n}.\nawe: 9") for n in range(3)]
+    plan = plan_of(nodes, rules(held_out=1e-9))
+    assert warnings_of(plan, rules(held_out=1e-9)) == [
+        "1 emotions have no held-out positives or negatives to be measured on: 'joy'",
+        "3 texts end in what looks like tags and is none (docs/sources.md#tags), the first 'Rain 0.\\nawe: 9': "
+        "the model sees these labels",
+    ]
 
 
 def test_warnings_name_curated_emotions_skipped_nodes_and_shown_labels() -> None:
@@ -327,6 +337,8 @@ def test_the_graph_is_told_in_counts() -> None:
         "origins": {"file": len(nodes) - 1, "notes": 1},
         "skipped": 0,
         "skipped_nodes": [],
+        "unread_labels": 0,
+        "unread_label": "",
         "unique_texts": len(nodes) - 2,
         "near_duplicates": {"texts": 3, "groups": 1, "moved_to_train": 0},
     }

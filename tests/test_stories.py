@@ -44,7 +44,6 @@ WHOLE: dict[str, str | bytes] = {
     "direct/_plain.txt": "The shop opens at ten.\n\nIt is Tuesday.",
     "_neutral.txt": "Two forms,\n\nthree copies.",
     "README.md": "no text",
-    "stories/notes.json": "{}",
 }
 
 
@@ -149,7 +148,7 @@ def test_a_misplaced_text_is_named(tmp_path: Path, name: str) -> None:
             check(folder)
 
 
-@pytest.mark.parametrize("files", [{}, {"stories/joy.md": "x"}, {"stories/joy.TXT": "x", "README": "x"}])
+@pytest.mark.parametrize("files", [{}, {"joy.md": "x"}, {"README": "x"}])
 def test_a_folder_without_texts_is_named(tmp_path: Path, files: dict[str, str | bytes]) -> None:
     folder = folder_of(tmp_path, files)
     with pytest.raises(UserError, match=rf"^{folder}: no texts in it; expected stories/<emotion>\.txt, paired/"):
@@ -222,3 +221,12 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
     folder = folder_of(tmp_path, {name: content})
     with pytest.raises(UserError, match=rf"^{folder}/{name}{message}$"):
         list(read_stories(folder, {}))
+
+
+@pytest.mark.parametrize("name", ["stories/joy.TXT", "direct/joy.md", "paired/kitchen/notes.json"])
+def test_a_file_that_would_be_passed_over_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "texts" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("x")
+    with pytest.raises(UserError, match=rf"{name}: in a stories folder a text's name ends in \.txt"):
+        list(read_stories(tmp_path / "texts", {}))

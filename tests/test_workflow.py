@@ -468,7 +468,7 @@ def test_a_curated_emotion_without_examples_is_named_and_left_out(project: Proje
     assert (
         "warning: emotion 'saudade' gets no vector: curated, but no text of 40 characters or more carries this tag" in done.text
     )
-    left_out = project.manifest()["emotions_left_out"]
+    left_out = {name: facts["reason"] for name, facts in project.manifest()["selection"].items() if not facts["chosen"]}
     assert left_out["saudade"] == "curated, but no text of 40 characters or more carries this tag"
     assert "fewer than min_examples (8)" in left_out["envy"]
     assert project.manifest()["concepts"] == EMOTIONS

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from amygdala import config as configuration
-from amygdala.errors import UserError
 from amygdala.files import recall, remember
 from amygdala.keys import code, key, version
 from amygdala.modelinfo import Model, describe
 from amygdala.plan import Plan, Rules, make_plan
 from amygdala.snapshots import Snapshot
-from amygdala.sources import sources_of
 
 LIBRARIES = ("torch", "transformers")
 # Settings that say where and how to run, not what: no key and no manifest knows them.
@@ -43,15 +41,12 @@ class Selection:
     key: str
 
 
-def can_refresh(config: Mapping[str, Any], home: Path) -> bool:
-    """Whether the configuration is sound and names a live source: then a graph that cannot be built may be fetched anew."""
+def check(config: Mapping[str, Any], home: Path, config_files: Iterable[str | Path] = ()) -> dict[str, Any]:
+    """The complete, checked configuration. UserError for what is wrong with it."""
     schema = home / "schemas" / "config.schema.yaml"
-    config = configuration.with_numbers(dict(config), schema)
-    try:
-        configuration.check(config, schema)
-    except UserError:
-        return False
-    return any(source.live for source in sources_of(config["graph"]))
+    checked = configuration.with_numbers(dict(config), schema)
+    configuration.check(checked, schema, config_files)
+    return checked
 
 
 def batches(emotions: Sequence[str], size: int) -> list[list[str]]:
@@ -71,11 +66,8 @@ class Build:
         config_files: Iterable[str | Path] = (),
         say: Callable[[str], None] | None = None,
     ) -> None:
-        schema = home / "schemas" / "config.schema.yaml"
-        config = configuration.with_numbers(dict(config), schema)
-        configuration.check(config, schema, config_files)
-        self.config = config
-        self.store, self.results = config["store"].rstrip("/"), config["results"].rstrip("/")
+        self.config = config = check(config, home, config_files)
+        self.store, self.results = (str(Path(config[name]).expanduser()) for name in ("store", "results"))
         base = [Path(), home]
         self.home = home
         self.rules = Rules.of(config)
@@ -148,6 +140,7 @@ class Build:
                 "nodes": self.plan.graph["nodes"],
                 "sources": self.plan.graph["origins"],
                 "skipped_nodes": self.plan.graph["skipped"],
+                "unread_labels": self.plan.graph["unread_labels"],
                 "near_duplicates": self.plan.graph["near_duplicates"],
             },
             "selection": self.plan.selection,
@@ -210,6 +203,7 @@ class Build:
         names = ("graph", "snapshot", "bad_nodes")
         return {
             **{name: self.config[name] for name in names},
+            "graph": [source.for_jobs() for source in self.current.graph.configured],
             "home": str(self.home),
             "store": self.store,
             "identity": self.current.graph.identity,

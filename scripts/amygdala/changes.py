@@ -193,7 +193,8 @@ class Forward:
 @dataclass(frozen=True)
 class Report:
     """since: key of the last release's snapshot, "refresh" where there is none yet and the snapshot before the last refresh is
-    compared, None where there is neither; count: nodes then and now; rebuild: emotions with a missing file."""
+    compared, None where there is neither; count: nodes then and now; rebuild: emotions with a missing file;
+    comparable: whether the nodes of then are still to be had."""
 
     since: str | None
     snapshot: str
@@ -204,9 +205,10 @@ class Report:
     rebuild: list[str]
     all_emotions: int
     forward: Forward
+    comparable: bool = True
 
     def as_json(self) -> dict[str, Any]:
-        facts = {**asdict(self), "rebuild": self.rebuild}
+        facts = asdict(self)
         facts["nodes"] = [{**asdict(change), "what": change.what()} for change in self.nodes]
         facts["forward"] |= {"tokens": self.forward.tokens, "seconds": self.forward.seconds}
         return facts
@@ -217,6 +219,12 @@ def _named(change: NodeChange, several: bool) -> str:
 
 
 def _node_lines(report: Report) -> Iterator[str]:
+    if not report.comparable:
+        yield (
+            f"nodes: now {report.count[1]}, then {report.count[0]}; which ones changed is not known, "
+            f"as the last release's snapshot {report.since} is not in the store"
+        )
+        return
     kinds = {kind: sum(change.kind == kind for change in report.nodes) for kind in SIGNS}
     yield (
         "nodes: "
@@ -264,7 +272,7 @@ def _emotion_lines(report: Report) -> Iterator[str]:
     rest = list(alike.values())[GROUPS_SHOWN:]
     if rest:
         yield f"  … and {sum(map(len, rest))} more"
-    if others and report.since is not None:
+    if others and report.since is not None and report.comparable:
         yield f"  with the same examples, for another setting, model or code: {_some(others)}"
 
 

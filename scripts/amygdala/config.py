@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -62,7 +63,9 @@ def _unknown(error: ValidationError, files: Iterable[str | Path], prefix: Sequen
     path = [*prefix, *error.absolute_path]
     inside = f" in '{_dotted(path)}'" if path else ""
     where = _where([*path, name], instance[name], files)
-    return f"{where}unknown key {shown(name)}{inside}.{hint} Allowed: {', '.join(allowed)}"
+    several = prefix and len(list(files)) > 2  # the defaults and two of the user's
+    merged = " (configuration files are merged; `graph:` as a list replaces an earlier one)" if several else ""
+    return f"{where}unknown key {shown(name)}{inside}.{hint} Allowed: {', '.join(allowed)}{merged}"
 
 
 def _dotted(path: Iterable[str | int]) -> str:
@@ -158,7 +161,12 @@ def _check_source(item: Any, kinds: dict[str, Any], path: list[str | int], files
         raise UserError(f"{where}'{_dotted(path)}': a source says its kind, `source:` one of {', '.join(known)}, {given}")
     _check_against({**kinds[item["source"]], "$defs": kinds}, item, files, path)
     url = item.get("memory_mcp_url", item.get("url", ""))
-    if "@" in urlsplit(str(url)).netloc:
+    try:
+        netloc = urlsplit(str(url)).netloc
+        json.dumps(item)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}'{_dotted(path)}': {error}; a date or time wants quotes") from None
+    if "@" in netloc:
         raise UserError(f"{where}'{_dotted(path)}': no user or password in a URL: name an environment variable in token_env")
     if item["source"] == "mcp" and ("memory_mcp_url" in item) == ("command" in item):
         raise UserError(f"{where}'{_dotted(path)}': an mcp source needs either memory_mcp_url or command")

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from amygdala.graph import Node, Skipped, read_snapshot, snapshot_line
 from amygdala.neardup import Signer
-from amygdala.tags import folded, left_over
+from amygdala.tags import folded, left_over, looks_like_tags
 from amygdala.tensors import write_tensors
 
 ASCII_WORD = re.compile(r"[a-z0-9]+")
@@ -144,7 +144,8 @@ def make_index(nodes: Iterable[Node], skipped: Sequence[Skipped] = (), extra: It
     texts: dict[str, _Text] = {}
     origins: dict[str, int] = {}
     names = set(extra)
-    offset = count = empty = 0
+    offset = count = empty = unread = 0
+    first_unread = ""
     for node in nodes:
         size = len(snapshot_line(node))
         count += 1
@@ -152,6 +153,9 @@ def make_index(nodes: Iterable[Node], skipped: Sequence[Skipped] = (), extra: It
         names.update(node.scores)
         if node.text:
             _add(texts, node, offset, size)
+            if not node.scores and looks_like_tags(node.text.rpartition("\n")[2]):
+                unread += 1
+                first_unread = first_unread or node.key
         else:
             empty += 1
         offset += size
@@ -178,6 +182,8 @@ def make_index(nodes: Iterable[Node], skipped: Sequence[Skipped] = (), extra: It
         "nodes": count,
         "empty": empty,
         "origins": dict(sorted(origins.items())),
+        "unread_labels": unread,
+        "unread_label": first_unread,
         "skipped": len(skipped),
         "skipped_nodes": [[bad.origin, bad.key, bad.reason] for bad in skipped[:100]],
     }

@@ -105,10 +105,14 @@ def _node_of(line: bytes) -> Node:
 
 
 def read_snapshot(path: str | Path) -> Iterator[Node]:
-    """The nodes of a stored snapshot, one at a time."""
+    """The nodes of a stored snapshot, one at a time. UserError where it is damaged."""
     with open(path, "rb") as file:
-        for line in file:
-            yield _node_of(line)
+        for number, line in enumerate(file, 1):
+            try:
+                yield _node_of(line)
+            except (ValueError, KeyError, TypeError) as error:
+                problem = f"{path}:{number}: damaged ({type(error).__name__})"
+                raise UserError(f"{problem}: delete the file; snakemake rebuilds it") from None
 
 
 def node_at(file: BinaryIO, offset: int, size: int) -> Node:

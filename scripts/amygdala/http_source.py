@@ -31,7 +31,7 @@ async def collect(options: Mapping[str, Any], limits: Limits, collected: Collect
     start = httpx2.URL(options["url"])
     what = f"{collected.what} ({address(options['url'])})"
     fields = Fields.of(options)
-    paths = {"next": "next", **options}
+    paths = {"next": "next", **options, "next_is_configured": "next" in options}
     transport = PatientTransport(what, limits, collected.say, options, streams=False)
     token = token_of(options, collected.what)
     async with httpx2.AsyncClient(

@@ -20,6 +20,18 @@ from amygdala.sources import Source
 
 EVERY_S = 5.0
 IDLE_PAGES = 50
+CURSORS = {
+    "next",
+    "nextcursor",
+    "nextpage",
+    "nexttoken",
+    "nextpagetoken",
+    "pagetoken",
+    "cursor",
+    "continuation",
+    "hasmore",
+    "more",
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +51,25 @@ def page_of(data: Any, options: Mapping[str, Any], what: str) -> Page:
         found = f"it holds {', '.join(shown(name) for name in list(data)[:8])}" if isinstance(data, Mapping) and data else ""
         raise UserError(f"{what}: no list at {shown(path)} in an answer (`items`){'; ' + found if found else ''}")
     cursor = at_path(data, options["next"]) if "next" in options else None
+    if cursor in (None, MISSING) and not options.get("next_is_configured", "next" in options):
+        _check_one_page(data, what)
     total = at_path(data, options["total"]) if "total" in options else None
     if "total" in options and (not isinstance(total, int) or isinstance(total, bool)):
         raise UserError(f"{what}: no number at {shown(options['total'])} in an answer (`total`)")
     at_end = cursor is None or cursor is MISSING or cursor is False or cursor == ""
     return Page(items, None if at_end else str(cursor), total)
+
+
+def _check_one_page(data: Any, what: str) -> None:
+    """UserError where an answer seems to lead to another page, and no `next` says where: the graph would be cut silently."""
+    if not isinstance(data, Mapping):
+        return
+    for outer, value in data.items():
+        inner = value.items() if isinstance(value, Mapping) else ()
+        for path, found in [(outer, value), *((f"{outer}.{name}", given) for name, given in inner)]:
+            name = str(path).rpartition(".")[2].replace("_", "").replace("-", "").lower()
+            if name in CURSORS and isinstance(found, str | int) and found not in (False, ""):
+                raise UserError(f"{what}: the answer has {shown(path)}, which may lead to more nodes: set `next` to it")
 
 
 class Collected:

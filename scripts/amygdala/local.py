@@ -74,16 +74,23 @@ def _column(path: Path, header: list[str] | None, wanted: str | int, width: int)
     if header is None or wanted not in header:
         known = f"; it has {', '.join(shown(name) for name in header)}" if header else ", and no header (header: false)"
         raise UserError(f"{path}: there is no column {shown(wanted)}{known}")
+    if header.count(wanted) > 1:
+        raise UserError(f"{path}: there are {header.count(wanted)} columns {shown(wanted)}: name one by its number, from 0")
     return header.index(wanted)
 
 
 def _rows(path: Path, options: Options) -> Iterator[tuple[int, list[str]]]:
     quoting: Any = csv.QUOTE_MINIMAL if options.get("quotes", True) else csv.QUOTE_NONE
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(_decoded(path), newline=""), delimiter=options.get("delimiter", ","), quoting=quoting)
+    reader = csv.reader(
+        io.StringIO(_decoded(path), newline=""), delimiter=options.get("delimiter", ","), quoting=quoting, strict=True
+    )
     while True:
         first = reader.line_num + 1
-        row = next(reader, None)
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{path}:{first}: no row of a table ({error}); see `quotes` and `delimiter`") from None
         if row is None:
             return
         if row:
@@ -143,6 +150,9 @@ def read_table(path: Path, options: Options) -> Iterator[RawNode]:
     for number, row in rows if header is not None else _chain(first, rows):
         where = f"{path}:{number}"
         needed = [at for at in (text_at, label_at, key_at, time_at, scenario_at, *(at for _, at in score_at)) if at is not None]
+        if any(cell.strip() for cell in row[width:]):
+            hint = "is a text with the delimiter in it not quoted?"
+            raise UserError(f"{where}: the row has {len(row)} columns, and the first row {width}; {hint}")
         if max(needed) >= len(row):
             raise UserError(f"{where}: the row has {len(row)} columns, and column {max(needed)} (from 0) is needed")
         assert text_at is not None
@@ -176,6 +186,10 @@ def _chain(first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]) 
 
 def story_files(folder: Path) -> list[Path]:
     """The .txt files of a stories folder, sorted; UserError for one that lies where none belongs."""
+    below = [path for name in ("stories", "paired", "direct") for path in (folder / name).rglob("*") if path.is_file()]
+    strange = sorted(path for path in below if path.suffix != ".txt" and not path.name.startswith("."))
+    if strange:
+        raise UserError(f"{_plain(strange[0])}: in a stories folder a text's name ends in .txt")
     files = sorted(path for path in folder.rglob("*.txt") if path.is_file())
     for path in files:
         parts = path.relative_to(folder).parts
@@ -210,8 +224,9 @@ def _plain(path: Path) -> str:
 def read_stories(folder: Path, options: Options) -> Iterator[RawNode]:
     """A folder of texts whose names say the emotion. `_*.txt` and `baseline.txt` carry none: negatives of every emotion."""
     files = story_files(folder)
+    known = set(files)
     for scene in sorted({path.parent for path in files if path.relative_to(folder).parts[0] == "paired"}):
-        if scene / "baseline.txt" not in files:
+        if scene / "baseline.txt" not in known:
             raise UserError(f"{_plain(scene)}: a paired scenario needs a baseline.txt beside its emotions")
     for path in files:
         relative = path.relative_to(folder)

@@ -125,7 +125,8 @@ def pairs(signed: np.ndarray) -> np.ndarray:
     Candidates share all ROWS minima of a band; each is compared with the NEIGHBOURS after it that do (a bucket of more texts is
     a crowd of copies, which chains join).
     """
-    found: list[np.ndarray] = []
+    count = len(signed)
+    found = np.empty(0, dtype=np.int64)  # a pair as one number, so that each is looked at once, whatever bands it shares
     for band in range(BANDS):
         part = np.ascontiguousarray(signed[:, band * ROWS : (band + 1) * ROWS])
         keys = part.view(f"V{part.itemsize * ROWS}").ravel()
@@ -136,10 +137,9 @@ def pairs(signed: np.ndarray) -> np.ndarray:
             same = np.flatnonzero(sorted_buckets[:-step] == sorted_buckets[step:])
             if not len(same):
                 break
-            found.append(_similar(signed, np.stack([order[same], order[same + step]], axis=1)))
-    if not found:
-        return np.empty((0, 2), dtype=np.int64)
-    return np.unique(np.concatenate(found), axis=0)
+            found = np.union1d(found, order[same] * count + order[same + step])
+    pairs_found = np.stack(np.divmod(found, max(count, 1)), axis=1)
+    return _similar(signed, pairs_found) if len(found) else pairs_found
 
 
 def _similar(signed: np.ndarray, candidates: np.ndarray) -> np.ndarray:

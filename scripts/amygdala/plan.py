@@ -314,6 +314,20 @@ def warnings_of(plan: Plan, rules: Rules) -> list[str]:
     if plan.graph["skipped"]:
         _, node, reason = plan.graph["skipped_nodes"][0]
         lines.append(f"{plan.graph['skipped']} nodes were skipped (bad_nodes), the first {shown(node)}: {reason}")
+    unmeasured = [
+        emotion for emotion, facts in plan.emotions.items() if rules.held_out and not all(facts["counts"][HELD_OUT].values())
+    ]
+    if unmeasured:
+        alike = plan.graph["near_duplicates"]["texts"]
+        lines.append(
+            f"{len(unmeasured)} emotions have no held-out positives or negatives to be measured on: {listed(unmeasured, 6)}"
+            + (f" ({alike} texts have near duplicates, which stay on one side)" if alike else "")
+        )
+    if plan.graph["unread_labels"]:
+        lines.append(
+            f"{plan.graph['unread_labels']} texts end in what looks like tags and is none (docs/sources.md#tags), "
+            f"the first {shown(plan.graph['unread_label'])}: the model sees these labels"
+        )
     shown_labels = {emotion: facts["label_shown"] for emotion, facts in plan.selection.items() if facts.get("label_shown")}
     if shown_labels:
         most = sorted(shown_labels, key=lambda emotion: (-shown_labels[emotion], emotion))

@@ -33,7 +33,8 @@ class Snapshot:
     """
 
     def __init__(self, config: Mapping[str, Any], base: Sequence[Path], store: str) -> None:
-        self.graph = Graph(config, base, Path(store))
+        self._sources = (config, base, Path(store))
+        self.graph = Graph(*self._sources)
         self.key = key("snapshot", self.graph.identity, code("snapshot"))
         self.path = f"{store}/snapshots/{self.key}.jsonl"
         self.looked_for = names_looked_for(config)
@@ -48,6 +49,10 @@ class Snapshot:
         if say is not None:
             say(f"indexing {self.graph.title}")
         nodes, skipped = self.graph.nodes()
+        if (
+            Graph(*self._sources).identity != self.graph.identity
+        ):  # else another graph's index would stand under this key for ever
+            raise UserError(f"{self.graph.title} changed while it was read. Run snakemake again")
         return remember_index(self.index_path, make_index(nodes, skipped, self.looked_for))
 
 

@@ -8,6 +8,7 @@ graph.jsonl                         a JSON Lines file
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,13 @@ class Source:
     @property
     def definition(self) -> str:
         """A digest of what is fetched."""
-        return key(self.kind, {name: value for name, value in self.options.items() if name not in FETCH_ONLY})
+        given = self.options.get("definition")
+        return given or key(self.kind, {name: value for name, value in self.options.items() if name not in FETCH_ONLY})
+
+    def for_jobs(self) -> dict[str, Any]:
+        """The source as a job's parameters hold it, which Snakemake keeps on disk: of a live one no address or command."""
+        options = {"definition": self.definition} if self.live else self.options
+        return {"source": self.kind, "name": self.name, **options}
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -79,8 +86,9 @@ def find(path: str, base: Iterable[Path], what: str) -> Path:
     """The first folder of `base` that holds the relative `path`; UserError names where it was looked for."""
     tried = [folder / Path(path).expanduser() for folder in base]
     for candidate in tried:
-        if candidate.exists():
-            return candidate
+        with contextlib.suppress(OSError):  # a name too long, say
+            if candidate.exists():
+                return candidate
     places = " or ".join(str(candidate) for candidate in dict.fromkeys(tried))
     raise UserError(f"{what}: no such file: {places}")
 
@@ -110,8 +118,9 @@ class Graph:
 
     def __init__(self, config: Mapping[str, Any], base: Sequence[Path], store: Path) -> None:
         self.skip_bad = config["bad_nodes"] == "skip"
-        self.snapshot = Path(config["snapshot"])
-        self.sources = [source if source.live else _located(source, base) for source in sources_of(config["graph"])]
+        self.snapshot = Path(config["snapshot"]).expanduser()
+        self.configured = sources_of(config["graph"])
+        self.sources = [source if source.live else _located(source, base) for source in self.configured]
         self.files = {
             source.name: files_of(source.kind, Path(source.options["path"]), source.options)
             for source in self.sources
@@ -219,6 +228,21 @@ def _dumped(record: dict[str, Any]) -> str:
     except UnicodeEncodeError:
         return json.dumps(record)
     return line
+
+
+def definition_in(path: Path, name: str) -> str | None:
+    """The definition that a source had when the snapshot was fetched."""
+    definition = _header(path).get(name, {}).get("definition")
+    return definition if isinstance(definition, str) else None
+
+
+def check_replaceable(path: Path) -> None:
+    """UserError where something stands at `path` that `refresh` did not write: it would be lost."""
+    if not path.exists():
+        return
+    start = path.read_bytes()[:64] if path.is_file() else b"a folder"
+    if start.strip() and b'"amygdala_snapshot"' not in start:
+        raise UserError(f"snapshot: {path} is no snapshot of amygdala's and is not overwritten; give another path")
 
 
 def check_fetched(path: Path, live: Sequence[Source]) -> None:

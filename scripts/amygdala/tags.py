@@ -37,6 +37,7 @@ _TAG = re.compile(r"(?P<name>[^\s:,;|]+):(?P<score>[+-]?\d+(?:\.\d+)?)")
 _SEPARATOR = re.compile(r"[\s,;|]+")
 _COMMENT = re.compile(r"<!--|-->")
 _FENCE = re.compile(r"\s*(?P<mark>`{3,}(?=[^`]*$)|~{3,})")
+_WORDS = re.compile(r"[^\W\d_]+")
 _SCORE = re.compile(r":[*_`~]*(?:[ \t][*_`~]*)?[+-]?\d+(?:\.\d+)?(?![^\W_]|[:/])")
 
 
@@ -181,6 +182,12 @@ def left_over(text: str) -> set[str]:
         if is_name and before[start - 1 : start] not in ("/", ".", "@"):
             found.add(folded(name))
     return found
+
+
+def looks_like_tags(line: str) -> bool:
+    """Whether a line is mostly `name:number`, though it may be no tag line: `joy: 9`, `joy:9/10 and calm:8`."""
+    line = re.sub(r"/10\b", "", line)
+    return len(_WORDS.findall(line)) < 2 * len(left_over(line))
 
 
 def tag_line(scores: Mapping[str, float]) -> str:
