@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+import amygdala.files
 import amygdala.modelinfo
 from amygdala.errors import UserError
-from amygdala.modelinfo import EMBEDDED_GGUF_SHA256, Model, content_identity, describe, layers_and_dtype
+from amygdala.files import content_identity
+from amygdala.modelinfo import EMBEDDED_GGUF_SHA256, Model, describe, layers_and_dtype
 
 CONFIG = {"num_hidden_layers": 4, "dtype": "float32"}
 
@@ -295,13 +297,13 @@ def test_a_single_file_goes_by_its_own_sha256(tmp_path: Path) -> None:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files whose bytes were read for their sha256."""
     names: list[str] = []
-    original = amygdala.modelinfo.sha256_file
+    original = amygdala.files.sha256_file
 
     def counting(path: Path) -> str:
         names.append(Path(path).name)
         return original(path)
 
-    monkeypatch.setattr(amygdala.modelinfo, "sha256_file", counting)
+    monkeypatch.setattr(amygdala.files, "sha256_file", counting)
     return names
 
 
@@ -412,7 +414,7 @@ def test_a_gguf_file_is_read_once(tmp_path: Path, hashed: list[str], monkeypatch
 def test_the_embedded_file_by_path_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "some.gguf"
     path.write_bytes(b"stands for the embedded one")
-    monkeypatch.setattr(amygdala.modelinfo, "sha256_file", lambda path: EMBEDDED_GGUF_SHA256)
+    monkeypatch.setattr(amygdala.files, "sha256_file", lambda path: EMBEDDED_GGUF_SHA256)
     assert look(path, tmp_path) == Model("gguf", str(path), f"sha256:{EMBEDDED_GGUF_SHA256}", 30, "bf16")
 
 

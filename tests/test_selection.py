@@ -13,9 +13,9 @@ import yaml
 
 from amygdala.corpus import make_index
 from amygdala.errors import UserError
-from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN
+from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN, count_examples, digests_of
 from amygdala.graph import Node, Skipped
-from amygdala.plan import Plan, Role, Rules, count_roles, make_plan, training_of, warnings_of
+from amygdala.plan import Plan, Role, Rules, make_plan, warnings_of
 from nodes import (
     DEFAULTS,
     brute_force,
@@ -475,5 +475,5 @@ def test_plan_does_not_depend_on_the_order_of_nodes(sample: list[Node]) -> None:
 def test_roles_by_split_and_side() -> None:
     made = [("c", POSITIVE, TRAIN), ("a", POSITIVE, TRAIN), ("b", NEGATIVE, TRAIN), ("d", POSITIVE, HELD_OUT)]
     roles = [Role(row, *role) for row, role in enumerate(made)]
-    assert training_of(roles) == {POSITIVE: ["a", "c"], NEGATIVE: ["b"]}
-    assert count_roles(roles) == {TRAIN: {POSITIVE: 2, NEGATIVE: 1}, HELD_OUT: {POSITIVE: 1, NEGATIVE: 0}}
+    assert digests_of(roles, TRAIN) == {POSITIVE: ["a", "c"], NEGATIVE: ["b"]}
+    assert count_examples(roles) == {TRAIN: {POSITIVE: 2, NEGATIVE: 1}, HELD_OUT: {POSITIVE: 1, NEGATIVE: 0}}

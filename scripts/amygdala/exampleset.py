@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from amygdala.files import read_json
 
@@ -23,12 +24,23 @@ class Example:
     scenarios: list[str] = field(default_factory=list)
 
 
+class Membership(Protocol):
+    """What counting asks of a text's role: an Example, or a plan's Role, which has no text yet."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def polarity(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+
+
 def read_examples(path: str | Path) -> list[Example]:
     """The examples in an examples file."""
     return [Example(**example) for example in read_json(path)["examples"]]
 
 
-def digests_of(examples: Iterable[Example], split: str) -> dict[str, list[str]]:
+def digests_of(examples: Iterable[Membership], split: str) -> dict[str, list[str]]:
     """{polarity: sorted digests} of one split. Vectors and heads see `train` alone."""
     sides: dict[str, list[str]] = {POSITIVE: [], NEGATIVE: []}
     for example in examples:
@@ -37,7 +49,7 @@ def digests_of(examples: Iterable[Example], split: str) -> dict[str, list[str]]:
     return {polarity: sorted(digests) for polarity, digests in sides.items()}
 
 
-def count_examples(examples: Iterable[Example]) -> dict[str, dict[str, int]]:
+def count_examples(examples: Iterable[Membership]) -> dict[str, dict[str, int]]:
     """{split: {polarity: number}}"""
     counts = {split: {POSITIVE: 0, NEGATIVE: 0} for split in (TRAIN, HELD_OUT)}
     for example in examples:

@@ -8,11 +8,14 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from amygdala.errors import UserError
+
+SETTLED_S = 2.0  # a file younger than this may still change within one tick of its mtime: its memo is not kept
 
 
 @contextlib.contextmanager
@@ -74,3 +77,24 @@ def recall(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def _stamp(paths: list[Path]) -> list[list[Any]]:
+    stats = [(path, path.stat()) for path in paths]
+    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+
+def content_identity(paths: list[Path], root: Path, memo: Path) -> str:
+    """`sha256:…` over names (relative to `root`) and bytes of files; remembered in `memo` against path, size and mtime."""
+    stamp = _stamp(paths)
+    known = recall(memo)
+    if isinstance(known, dict) and known.get("files") == stamp and isinstance(known.get("identity"), str):
+        return known["identity"]
+    if len(paths) == 1 and paths[0] == root:
+        identity = f"sha256:{sha256_file(root)}"
+    else:
+        sums = [(str(path.relative_to(root)), sha256_file(path)) for path in paths]
+        identity = f"sha256:{hashlib.sha256(json.dumps(sums).encode()).hexdigest()}"
+    if all(time.time() - mtime / 1e9 > SETTLED_S for _, _, mtime in stamp):
+        remember(memo, {"files": stamp, "identity": identity})
+    return identity

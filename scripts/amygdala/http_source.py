@@ -31,7 +31,6 @@ async def collect(options: Mapping[str, Any], limits: Limits, collected: Collect
     start = httpx2.URL(options["url"])
     what = f"{collected.what} ({address(options['url'])})"
     fields = Fields.of(options)
-    paths = {"next": "next", **options, "next_is_configured": "next" in options}
     transport = PatientTransport(what, limits, collected.say, options, streams=False)
     token = token_of(options, collected.what)
     async with httpx2.AsyncClient(
@@ -50,7 +49,7 @@ async def collect(options: Mapping[str, Any], limits: Limits, collected: Collect
                 data = response.json()
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{what}: the answer is not JSON, or not all of it ({shown(error)})") from None
-            return page_of(data, paths, what)
+            return page_of(data, options, what, usual_next="next")
 
         async for found in pages(page, what, lambda: len(collected.nodes)):
             for record in found.items:

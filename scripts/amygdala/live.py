@@ -43,20 +43,21 @@ class Page:
     total: int | None = None
 
 
-def page_of(data: Any, options: Mapping[str, Any], what: str) -> Page:
-    """A page out of an answer by the paths `items`, `next` and `total`. UserError where it is no page."""
+def page_of(data: Any, options: Mapping[str, Any], what: str, usual_next: str | None = None) -> Page:
+    """A page out of an answer by the paths `items`, `next` (else `usual_next`) and `total`. UserError where it is no page."""
     path = options.get("items", "nodes")
     items = at_path(data, path)
     if not isinstance(items, list):
         found = f"it holds {', '.join(shown(name) for name in list(data)[:8])}" if isinstance(data, Mapping) and data else ""
         raise UserError(f"{what}: no list at {shown(path)} in an answer (`items`){'; ' + found if found else ''}")
-    cursor = at_path(data, options["next"]) if "next" in options else None
-    if cursor in (None, MISSING) and not options.get("next_is_configured", "next" in options):
+    leads = options.get("next", usual_next)
+    cursor = at_path(data, leads) if leads else None
+    at_end = cursor is None or cursor is MISSING or cursor is False or cursor == ""
+    if at_end and "next" not in options:
         _check_one_page(data, what)
     total = at_path(data, options["total"]) if "total" in options else None
     if "total" in options and (not isinstance(total, int) or isinstance(total, bool)):
         raise UserError(f"{what}: no number at {shown(options['total'])} in an answer (`total`)")
-    at_end = cursor is None or cursor is MISSING or cursor is False or cursor == ""
     return Page(items, None if at_end else str(cursor), total)
 
 

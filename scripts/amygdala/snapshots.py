@@ -42,7 +42,7 @@ class Snapshot:
 
     def index(self, say: Say = None) -> Index:
         """The stored index; where there is none, it is made from the sources and stored (a store that cannot be written is no
-        error). `say` hears of it, as it takes about 20 s for 100,000 nodes."""
+        error). `say` hears of it, as it takes a while for a large graph."""
         known = read_index(Path(self.index_path))
         if known is not None:
             return known

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from amygdala.errors import UserError, shown
+from amygdala.files import content_identity
 from amygdala.graph import Node, RawNode, Skipped, canonical
 from amygdala.keys import key
 from amygdala.local import READERS, files_of
-from amygdala.modelinfo import content_identity
 
 LIVE = ("mcp", "http")
 # Settings that say how to fetch, not what: changing one leaves the snapshot valid.
