@@ -17,9 +17,10 @@ import amygdala.snapshots
 from amygdala.build import Build
 from amygdala.corpus import read_index
 from amygdala.errors import UserError
+from amygdala.graph import RawNode
 from amygdala.snapshots import Snapshot, index_beside
-from amygdala.sources import Graph
-from builds import EMOTIONS, changed, make_build, make_config, make_nodes, write_graph
+from amygdala.sources import Graph, live_lines, sources_of
+from builds import EMOTIONS, Nodes, changed, make_build, make_config, make_nodes, write_graph
 from nodes import same
 from tiny import REPOSITORY
 
@@ -201,6 +202,64 @@ def test_a_missing_or_damaged_index_is_made_again(config: dict[str, Any], state:
     assert place.read_bytes() == content
 
 
+HTTP = {"source": "http", "name": "web", "url": "http://host/nodes?api_key=hidden"}
+
+
+def write_live(nodes: Nodes) -> None:
+    """The snapshot that a refresh of HTTP would write."""
+    (source,) = sources_of(HTTP)
+    raws = [RawNode(node["key"], node["text"]) for node in nodes]
+    Path("snapshot.jsonl").write_text(live_lines({source.name: (source, raws)}), encoding="utf-8")
+
+
+WRITERS: dict[str, tuple[Any, Callable[[Nodes], Any]]] = {
+    "file": ("graph.jsonl", lambda nodes: write_graph(Path("graph.jsonl"), nodes)),
+    "live": (HTTP, write_live),
+    "several": (["graph.jsonl", HTTP], write_live),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_no_index_of_a_graph_that_changes_while_it_is_read_is_stored(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: str, when: str
+) -> None:
+    """It would stand under the first graph's key for ever, and its plan with it."""
+    setting, write = WRITERS[kind]
+    config["graph"] = setting
+    write_live(make_nodes())
+    read = Graph.nodes
+    other = make_nodes()[:-1]
+
+    def change(self: Graph) -> Any:
+        if when == "before":
+            write(other)
+        found = read(self)
+        write(other)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Graph, "nodes", change)
+        title = {"file": r"graph\.jsonl", "live": "web", "several": "file, web"}[kind]
+        with pytest.raises(UserError, match=rf"^{title} changed while it was read\. Run snakemake again$"):
+            make_build(config)
+    assert not [*Path("store").rglob("*.safetensors"), *Path("store").rglob("plan.*")]
+    assert make_build(config).plan.graph["nodes"] == (119 if kind == "several" else 59), "the next run goes on"
+
+
+def test_jobs_get_the_definition_of_a_live_source_and_not_its_url(config: dict[str, Any]) -> None:
+    from snapshot import make_snapshot
+
+    config["graph"] = ["graph.jsonl", {**HTTP, "token_env": "TOKEN"}]
+    write_live(make_nodes()[:10])
+    build = make_build(config)
+    given = build.graph_settings()
+    assert given["graph"][1] == {"source": "http", "name": "web", "definition": sources_of(HTTP)[0].definition}
+    assert make_snapshot(json.loads(json.dumps(given)), build.store, build.snapshot) == 70
+    told = (given, build.index_settings(), build.change_settings(), build.capture_settings(), build.facts())
+    assert not [word for word in ("host", "hidden", "TOKEN") if word in json.dumps(told)]
+
+
 def test_jobs_get_what_makes_snapshot_and_index_again(config: dict[str, Any], tmp_path: Path) -> None:
     from snapshot import make_snapshot
 
@@ -363,6 +422,23 @@ def test_paths_carry_the_keys(config: dict[str, Any]) -> None:
     assert build.marker(chosen) == f"out/.current/readout.{chosen.key}"
     assert build.quality == f"shared/store/quality/{build.quality_key}.json"
     assert build.model_ready == f"shared/store/models/{build.model_key}.json"
+
+
+def test_a_tilde_is_the_home_folder(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write_live(make_nodes())
+    (tmp_path / "home").mkdir()
+    Path("snapshot.jsonl").rename(tmp_path / "home/s.jsonl")
+    build = make_build(config, graph=HTTP, store="~/stored", results="~/made", snapshot="~/s.jsonl")
+    assert (build.store, build.results) == (str(tmp_path / "home/stored"), str(tmp_path / "home/made"))
+    assert build.current.graph.inputs == [str(tmp_path / "home/s.jsonl")]
+    assert Path(build.current.index_path).is_file() and build.snapshot.startswith(f"{tmp_path}/home/stored/")
+    places = [build.quality, build.overview, build.space, build.model_ready, *build.indices, *build.examples("joy").split()]
+    places += [*build.vectors("joy"), *build.heads("joy"), *build.release(build.selections["readout"])]
+    assert all(place.startswith(f"{tmp_path}/home/stored/") for place in places)
+    assert build.marker(build.selections["readout"]).startswith(f"{tmp_path}/home/made/.current/")
+    assert build.change_settings()["store"] == build.graph_settings()["store"] == build.store
+    assert not Path("~").exists()
 
 
 @pytest.mark.parametrize("number", [1, 2, 15, 16, 17, 31, 32, 33, 200, 1000])

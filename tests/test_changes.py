@@ -10,15 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import changes as script
 from amygdala import changes
 from amygdala.changes import EmotionChange, Forward, NodeChange, Report, Version, emotion_changes, node_changes, versions
-from amygdala.corpus import make_index
+from amygdala.corpus import index_of_snapshot, make_index, write_index
+from amygdala.errors import UserError
 from amygdala.graph import Node
 from amygdala.plan import Rules
 from amygdala.segments import Rows, write_segment
-from nodes import corpus_of, digest_of, node, rules
+from amygdala.snapshots import index_path, names_looked_for
+from nodes import corpus_of, digest_of, node, rules, same, written
+from tiny import REPOSITORY
 
 RATE = {"chars_per_token": 4.0, "tokens_per_s": 50.0, "load_s": 3.0, "device": "cpu"}
 
@@ -281,6 +285,21 @@ def test_the_first_lines_say_what_is_compared() -> None:
     assert first(since="bbbb") == "snapshot bbbb is the last release's"
 
 
+def test_where_the_nodes_of_then_are_gone_that_is_said_and_nothing_made_up() -> None:
+    """Which emotions have the same examples is not known either."""
+    given = report([], [], ["awe", "joy"], comparable=False, settings=["seed: '0' → '1'"])
+    assert list(changes.lines(given)) == [
+        "snapshot bbbb follows the last release's aaaa",
+        "nodes: now 10, then 9; which ones changed is not known, as the last release's snapshot aaaa is not in the store",
+        "setting seed: '0' → '1'",
+        "emotions: 2 of 200 rebuild",
+        given.forward.line(),
+    ]
+    assert given.as_json()["comparable"] is False
+    known = list(changes.lines(report([], [], ["awe", "joy"])))
+    assert "  with the same examples, for another setting, model or code: awe, joy" in known
+
+
 def test_hostile_keys_are_shown_as_text_and_kept_in_the_file() -> None:
     key = "evil\x1b[2J\n<script>"
     emotions = [EmotionChange("joy", "changed", (1, 0), (0, 0), 0, [f"file/{key}"])]
@@ -294,3 +313,125 @@ def test_the_file_has_all_of_it() -> None:
     given = report([added("n1")], [EmotionChange("joy", "changed", (1, 0), (0, 0), 0, ["file/n1"])], ["joy"]).as_json()
     assert given["nodes"][0]["what"] == "joy:9" and given["emotions"][0]["causes"] == ["file/n1"]
     assert (given["forward"]["tokens"], given["forward"]["seconds"]) == (2000, 43.0)
+
+
+# The last release
+
+ALIASES = {"gleeful": "joy"}
+
+
+def manifest_of(nodes: Sequence[Node]) -> dict[str, Any]:
+    config = yaml.safe_load((REPOSITORY / "config.yaml").read_text(encoding="utf-8"))
+    config["emotions"]["aliases"] = ALIASES
+    return {"concepts": ["joy"], "config": config, "snapshot": {"key": "0123456789abcdef", "nodes": len(nodes)}}
+
+
+def released(store: Path, nodes: Sequence[Node]) -> tuple[dict[str, Any], Path]:
+    """The manifest of a release, and its snapshot in the store."""
+    manifest = manifest_of(nodes)
+    path = store / "snapshots" / f"{manifest['snapshot']['key']}.jsonl"
+    path.parent.mkdir(parents=True)
+    return manifest, written(path, nodes)
+
+
+def test_an_index_that_does_not_know_of_skipped_nodes_is_not_stored(tmp_path: Path) -> None:
+    """The stored snapshot doesn't tell which nodes were left out; an index without them would be that of a later build."""
+    nodes = [*graph(11, joy=[1, 2]), node("A gleeful text without a tag.", "z")]
+    manifest, snapshot = released(tmp_path, nodes)
+    before = script.before_release(manifest, str(tmp_path))
+    assert list(tmp_path.rglob("*.*")) == [snapshot]
+    assert (before.since, before.count, before.concepts) == ("0123456789abcdef", 12, ["joy"])
+    assert before.rules == Rules.of(manifest["config"]) and before.nodes == versions(nodes)
+    assert before.index is not None and same(before.index, make_index(nodes, (), ["gleeful", "joy"]))
+    assert "gleeful" in before.index.mentions.names
+
+
+def test_a_stored_index_of_the_last_release_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, snapshot = released(tmp_path, graph(12, joy=[1, 2]))
+    facts = {"skipped": 1, "skipped_nodes": [["file", "bad", "no score"]]}
+    names = names_looked_for(manifest["config"])
+    stored = index_of_snapshot(snapshot, facts, names)
+    write_index(Path(index_path(str(tmp_path), manifest["snapshot"]["key"], names)), stored)
+    monkeypatch.setattr(script, "make_index", None)
+    before = script.before_release(manifest, str(tmp_path))
+    assert before.index is not None and same(before.index, stored) and before.index.facts["skipped"] == 1
+
+
+def test_a_release_whose_snapshot_is_gone_is_known_by_its_manifest(tmp_path: Path) -> None:
+    manifest = manifest_of(graph(12))
+    before = script.before_release(manifest, str(tmp_path))
+    assert before == script.Before("0123456789abcdef", 12, Rules.of(manifest["config"]), ["joy"], None, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kept", [0, 1, 11])
+def test_a_stored_snapshot_that_lost_whole_lines_is_refused(tmp_path: Path, kept: int) -> None:
+    manifest, path = released(tmp_path, graph(12))
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:kept]))
+    words = rf"^{path} is damaged \({kept} nodes, 12 expected\): delete it; snakemake rebuilds the current one$"
+    with pytest.raises(UserError, match=words):
+        script.versions_of(path, 12)
+    with pytest.raises(UserError, match=words):
+        script.before_release(manifest, str(tmp_path))
+    assert list(tmp_path.rglob("*.*")) == [path], "no index of it is stored"
+
+
+def test_a_stored_snapshot_with_a_node_twice_or_one_too_many_is_refused(tmp_path: Path) -> None:
+    nodes = graph(3)
+    for damaged, count in (([*nodes[:2], nodes[1]], 2), (graph(4), 4)):
+        path = written(tmp_path / "s.jsonl", damaged)
+        with pytest.raises(UserError, match=rf"^{path} is damaged \({count} nodes, 3 expected\)"):
+            script.versions_of(path, 3)
+    assert script.versions_of(written(path, nodes), 3) == versions(nodes)
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_stored_snapshot_cut_in_a_line_is_refused(tmp_path: Path, indexed: bool) -> None:
+    nodes = graph(3)
+    manifest, path = released(tmp_path, nodes)
+    if indexed:
+        names = names_looked_for(manifest["config"])
+        write_index(Path(index_path(str(tmp_path), "0123456789abcdef", names)), make_index(nodes, (), names))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=rf"^{path}:3: damaged \(JSONDecodeError\): delete the file; snakemake rebuilds it$"):
+        script.before_release(manifest, str(tmp_path))
+
+
+def test_there_is_no_manifest_before_the_first_release(tmp_path: Path) -> None:
+    assert script.released_in(tmp_path / "manifest.json") == {}
+
+
+def test_a_sound_manifest_is_read(tmp_path: Path) -> None:
+    path, manifest = tmp_path / "manifest.json", manifest_of(graph(2))
+    path.write_text(json.dumps(manifest))
+    assert script.released_in(path) == manifest
+
+
+SOUND = json.dumps(manifest_of(graph(2)))
+UNSOUND: dict[str, str] = {
+    "empty": "",
+    "cut": SOUND[:-9],
+    "garbage": "<html>",
+    "bytes": "\0" * 64,
+    "null": "null",
+    "a number": "3",
+    "a list": '["concepts", "config", "snapshot"]',
+    "a text": '"concepts config snapshot"',
+    "an object without anything": "{}",
+    "a config that is null": json.dumps({**json.loads(SOUND), "config": None}),
+    "a config without emotions": json.dumps({**json.loads(SOUND), "config": {}}),
+    **{f"no {name}": json.dumps({k: v for k, v in json.loads(SOUND).items() if k != name}) for name in json.loads(SOUND)},
+}
+
+
+@pytest.mark.parametrize("how", UNSOUND)
+def test_a_damaged_manifest_is_named(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(UNSOUND[how])
+    with pytest.raises(UserError, match=rf"^{path} is damaged: delete it and run snakemake, which publishes it again$"):
+        script.released_in(path)
+
+
+def test_a_folder_in_the_manifests_place_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{tmp_path} is damaged"):
+        script.released_in(tmp_path)

@@ -271,6 +271,49 @@ def test_a_source_of_an_earlier_file_is_not_blamed_on_a_later_one(tmp_path: Path
         check(config, SCHEMA, [CONFIG, first, second])
 
 
+@pytest.mark.parametrize("url", ["http://[::1/x", "https://a]/x", "http://[1.2.3.4.5]/x"], ids=["open", "closed", "no address"])
+@pytest.mark.parametrize(("kind", "key"), [("http", "url"), ("mcp", "memory_mcp_url")])
+def test_a_url_that_is_none_is_named_with_its_place(tmp_path: Path, kind: str, key: str, url: str) -> None:
+    text = yaml.safe_dump({"graph": ["a.jsonl", of(kind, **{key: url})]}, sort_keys=False)
+    message = refused(tmp_path, text)
+    assert message.startswith("FILE:5: 'graph.1': ") and len(message.splitlines()) == 1
+    assert wrong(of(kind, **{key: url})).startswith("config: 'graph': ")
+    check(merged({"graph": of(kind, **{key: "http://[::1]/x"})}), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["{since: 2026-01-06}", "{since: 2026-01-06 07:08:09}", "{all: [{from: 2026-01-06}]}", "{2026-01-06: x}"]
+)
+def test_a_date_among_arguments_wants_quotes(tmp_path: Path, arguments: str) -> None:
+    """YAML makes a date of it, which no tool can be given."""
+    text = "graph:\n  - a.jsonl\n  - source: mcp\n    command: [npx]\n    preset: nodes\n    arguments: "
+    message = refused(tmp_path, text + arguments)
+    assert re.fullmatch(r"FILE:5: 'graph\.1': .*; a date or time wants quotes", message), message
+    check(merged(yaml.safe_load(text + re.sub(r"(2026[-\d]+( [\d:]+)?)", r"'\1'", arguments))), SCHEMA)
+
+
+MERGED = " (configuration files are merged; `graph:` as a list replaces an earlier one)"
+
+
+def test_that_files_are_merged_is_told_where_there_are_several(tmp_path: Path) -> None:
+    """Beside the defaults, that is: a key that one file sets and another's kind of source doesn't know."""
+    paths = [tmp_path / "1.yaml", tmp_path / "2.yaml"]
+    paths[0].write_text("graph: {source: http, url: 'http://a', tries: 2}\n")
+    paths[1].write_text("graph: {source: file, path: b.jsonl}\n")
+    config = merged({"graph": {"source": "file", "url": "http://a", "tries": 2, "path": "b.jsonl"}})
+
+    def told(*files: Path, **changes: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            check({**config, **changes}, SCHEMA, files)
+        return str(caught.value)
+
+    plain = f"'graph'. Allowed: {', '.join(allowed_by('file'))}"
+    assert told(CONFIG, *paths) == f"{paths[0]}:1: unknown key 'url' in {plain}{MERGED}"
+    assert told(CONFIG, paths[0]) == f"{paths[0]}:1: unknown key 'url' in {plain}"
+    assert told(CONFIG) == told() == f"config: unknown key 'url' in {plain}"
+    assert MERGED not in told(CONFIG, *paths, grahp="a.jsonl"), "outside a source no merging is behind it"
+
+
 # Aliases
 
 

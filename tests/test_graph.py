@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,41 @@ def test_a_node_is_read_at_its_place(tmp_path: Path) -> None:
     with path.open("rb") as file:
         for number in (2, 0, 1, 0):
             assert node_at(file, sum(sizes[:number]), sizes[number]) == nodes[number]
+
+
+DAMAGE: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
+    "cut in the last line": (3, lambda content: content[:-9]),
+    "cut in the first line": (1, lambda content: content[:20]),
+    "a garbage line": (2, lambda content: content.replace(b"\n", b"\n<html>\n", 1)),
+    "an empty line": (4, lambda content: content + b"\n"),
+    "two lines in one": (1, lambda content: content.replace(b"\n", b"", 1)),
+    "a line that is a list": (4, lambda content: content + b"[]\n"),
+    "a line that is a number": (4, lambda content: content + b"5\n"),
+    "zeros": (3, lambda content: content[:-30] + bytes(30)),
+    "not UTF-8": (2, lambda content: content.replace(b"Snow", b"Sn\xffw")),
+    "a text lost": (2, lambda content: content.replace(b'"text": "Snow', b'"test": "Snow')),
+    "scores lost": (1, lambda content: content.replace(b'"scores"', b'"scares"', 1)),
+    "a live snapshot": (1, lambda _: b'{"amygdala_snapshot": 1, "sources": {}}\n'),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_line_of_a_stored_snapshot_is_named(tmp_path: Path, kind: str) -> None:
+    """After the nodes before it."""
+    nodes = [
+        Node("n", "a", "Rain.", {"calm": 9.0}),
+        Node("n", "b", "Snow."),
+        Node("n", "c", "A long text about sleet and hail."),
+    ]
+    whole = b"".join(map(snapshot_line, nodes))
+    number, change = DAMAGE[kind]
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(change(whole))
+    assert path.read_bytes() != whole
+    reading = read_snapshot(path)
+    assert [next(reading) for _ in range(number - 1)] == nodes[: number - 1]
+    with pytest.raises(UserError, match=rf"^{path}:{number}: damaged \(\w+\): delete the file; snakemake rebuilds it$"):
+        next(reading)
 
 
 def test_snapshot_depends_on_the_nodes_and_not_on_their_order(tmp_path: Path) -> None:

@@ -168,6 +168,80 @@ def test_a_server_without_nodes(of: Any) -> None:
         assert failure(of(server)) == "graph: source 'journal': no nodes in its answer"
 
 
+FURTHER: list[tuple[dict[str, Any], str]] = [
+    ({"next_cursor": "2"}, "next_cursor"),
+    ({"nextCursor": "2"}, "nextCursor"),
+    ({"next-page": 2}, "next-page"),
+    ({"NEXT_PAGE_TOKEN": "t"}, "NEXT_PAGE_TOKEN"),
+    ({"continuation": "c"}, "continuation"),
+    ({"has_more": True}, "has_more"),
+    ({"links": {"self": "/nodes", "next": "/nodes?page=2"}}, "links.next"),
+    ({"meta": {"count": 2, "hasMore": True}}, "meta.hasMore"),
+]
+
+
+def entities(server: Faulty, **options: Any) -> dict[str, Any]:
+    """A tool without a preset, whose answers hold the texts themselves."""
+    options = mcp(server, tool="list_all", **options)
+    del options["preset"]
+    return options
+
+
+@pytest.mark.parametrize("shape", ["http", "structured", "text", "result"])
+@pytest.mark.parametrize(("more", "path"), FURTHER)
+def test_an_answer_that_leads_to_more_than_the_configuration_follows_is_refused(
+    shape: str, more: dict[str, Any], path: str
+) -> None:
+    """Else the graph would be cut after its first page, and nobody would hear of it."""
+    answer = {"nodes": [{"key": "a", "text": "x"}], **more}
+    given = "structured" if shape == "http" else shape
+    with Faulty(pages=lambda _: answer, tools={"list_all": lambda _: answer}, shape=given) as server:
+        source = http(server) if shape == "http" else entities(server)
+        url = server.url if shape == "http" else server.mcp_url
+        words = f"the answer has '{path}', which may lead to more nodes: set `next` to it"
+        assert failure(source) == f"graph: source 'journal' ('{url}'): {words}"
+        assert len(server.labels("page", "list_all")) == 1
+
+
+def test_a_knowledge_graph_in_pages_is_refused() -> None:
+    answer = {"entities": [{"name": "a", "observations": ["x"]}], "next_cursor": "2"}
+    with Faulty(tools={"read_graph": lambda _: answer}) as server:
+        words = "the answer has 'next_cursor', which may lead to more nodes: set `next` to it"
+        source = mcp(server, preset="knowledge-graph")
+        assert failure(source) == f"graph: source 'journal' ('{server.mcp_url}'): {words}"
+
+
+def test_a_last_page_that_leads_on_by_another_name_is_refused() -> None:
+    """The usual `next` is followed without being set; what stands beside it is not."""
+    pages = {None: {"next": "p2"}, "p2": {"next": None, "next_cursor": "p3"}}
+    with Faulty(pages=lambda given: {"nodes": [{"key": str(given), "text": "x"}], **pages[given]}) as server:
+        assert failure(http(server)).endswith(": the answer has 'next_cursor', which may lead to more nodes: set `next` to it")
+        assert paths(server) == ["/nodes", "/nodes?cursor=p2"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"next_cursor": None, "has_more": False, "meta": {"next": "", "more": False}},
+        {"next_cursor": [], "links": {"next": {}}, "cursors": "c", "moreover": "x"},
+        {"nodes_of": ["next"], "meta": {"about": "next_cursor"}},
+    ],
+    ids=["no more", "no cursors", "mere words"],
+)
+@pytest.mark.parametrize("of", [http, entities])
+def test_what_leads_nowhere_is_no_other_page(of: Any, end: dict[str, Any]) -> None:
+    answer = {"nodes": [{"key": "a", "text": "x"}], **end}
+    with Faulty(pages=lambda _: answer, tools={"list_all": lambda _: answer}) as server:
+        assert texts(of(server)) == {"a": "x"}
+
+
+@pytest.mark.parametrize("of", [http, entities])
+def test_where_next_is_set_nothing_else_leads_on(of: Any) -> None:
+    answer = {"nodes": [{"key": "a", "text": "x"}], "has_more": True, "after": None}
+    with Faulty(pages=lambda _: answer, tools={"list_all": lambda _: answer}) as server:
+        assert texts(of(server, next="after")) == {"a": "x"}
+
+
 # Limits
 
 

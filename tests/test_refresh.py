@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tiny
-from amygdala.sources import read_live
+from amygdala.sources import read_live, sources_of
 from faulty_server import Fault, Faulty, closed_port
 from fetching import NODES, SECRET, TOKEN_ENV, like
 from project import Project, Run
@@ -216,3 +216,29 @@ def test_a_local_graph_has_nothing_to_fetch(tmp_path: Path, tiny_model: Path) ->
     done = run(project, "refresh").ok()
     assert "every source lies on this machine and is read as it is: there is nothing to fetch" in done.text
     assert not (project.folder / "snapshot.jsonl").exists()
+
+
+@pytest.mark.parametrize("words", [("refresh", "all"), ("all", "refresh"), ("--dry-run", "refresh", "all")], ids=" ".join)
+def test_refresh_goes_alone(project: Project, server: Faulty, words: tuple[str, ...]) -> None:
+    """What else was asked for would be planned from the old snapshot: nothing is fetched and nothing built."""
+    before, asked = snapshot(project), len(server.seen)
+    done = project.run(*words, **{TOKEN_ENV: SECRET})
+    assert done.status != 0
+    assert done.text.count("run `refresh` alone, then build: other targets would be planned from the old snapshot") == 1
+    assert (snapshot(project), len(server.seen)) == (before, asked)
+    assert not done.jobs and not (project.folder / "results").exists()
+
+
+def test_no_url_is_kept_by_a_refresh_or_a_build(first: Project, server: Faulty, tmp_path: Path) -> None:
+    """Snakemake writes the parameters of jobs to .snakemake/; keys in a URL would stay there for ever."""
+    project = first.copy(tmp_path / "project")
+    graph = source(server, memory_mcp_url=f"{server.mcp_url}?api_key=hidden-key")
+    project.configure(graph=graph, emotions={"select": "curated", "curated": ["calm", "joy"]}, max_examples_per_emotion=30)
+    for targets in (["refresh"], ["all", "changes"]):
+        assert "hidden-key" not in run(project, *targets).ok().text
+    assert project.manifest()["concepts"] == ["calm", "joy"]
+    kept = project.bytes_of(".snakemake/**/*")
+    definition = sources_of(graph)[0].definition.encode()
+    assert [path for path, data in kept.items() if definition in data], "the parameters of the snapshot's job are there"
+    assert [path for path, data in kept.items() if server.address.encode() in data or b"hidden-key" in data] == []
+    assert [path for path, data in project.bytes_of("**/*").items() if b"hidden-key" in data] == ["config.yaml"]

@@ -105,6 +105,17 @@ def test_a_source_that_is_configured_no_more_leaves_the_snapshot(path: Path) -> 
     assert set(read_live(path)) == {"first"}
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    given = {**settings(Path("~/s.jsonl"), FIRST)}
+    refreshed(given, first={"a": "1"})
+    assert refreshed(given, first={"a": "2"})[0] == {"first": ([], ["a"], [])}, "the old one is found there too"
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert names == ["here", "home", "home/s.jsonl", "home/s.jsonl.previous"]
+
+
 # Nothing is written
 
 

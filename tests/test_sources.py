@@ -80,6 +80,23 @@ def test_a_definition_covers_what_is_fetched_and_not_how() -> None:
     assert len(others | {plain.definition}) == len(what) + 1
 
 
+@pytest.mark.parametrize(
+    "setting", [HTTP | {"token_env": "TOKEN"}, MCP, MCP | {"environment": ["SECRET"], "arguments": {"k": "v"}}]
+)
+def test_jobs_get_a_live_source_without_its_address_and_it_is_the_same_source_to_them(setting: dict[str, Any]) -> None:
+    (source,) = sources_of(setting)
+    given = source.for_jobs()
+    assert given == {"source": source.kind, "name": source.name, "definition": source.definition}
+    (again,) = sources_of(json.loads(json.dumps(given)))
+    assert again.live and again.definition == source.definition and again.for_jobs() == given
+    assert sources_of(setting | {"name": "notes"})[0].for_jobs() == given | {"name": "notes"}
+
+
+@pytest.mark.parametrize("setting", [TABLE, TABLE | {"name": "notes"}, {"source": "file", "path": "g.jsonl", "key": "id"}])
+def test_jobs_get_a_local_source_as_it_is(setting: dict[str, Any]) -> None:
+    assert sources_of(setting)[0].for_jobs() == {"name": setting["source"], **setting}
+
+
 # Where files are
 
 
