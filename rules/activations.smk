@@ -3,7 +3,7 @@ rule capture:
         examples=get_capture_examples,
         model=get_capture_model,
     output:
-        f"{build.space}/index/shard_{{shard}}.{{key}}.safetensors",
+        [f"{space}/index/shard_{{shard}}.{{key}}.safetensors" for space in build.spaces],
     log:
         "logs/activations/shard_{shard}.{key}.log",
     conda:
@@ -15,6 +15,7 @@ rule capture:
         layers=build.layers,
         shard=get_shard,
         shards=len(build.index_keys),
+        poolings=build.poolings,
     message:
         "Activations of shard {wildcards.shard} at layers {params.layers}"
     script:
@@ -23,4 +24,4 @@ rule capture:
 
 rule activations:
     input:
-        [ancient(path) for path in build.indices],
+        [ancient(path) for path in build.all_indices],

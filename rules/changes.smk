@@ -9,7 +9,7 @@ rule changes:
         manifest=f"{build.results}/readout/manifest.json",
         current=build.change_settings(),
         files=get_built_files(),
-        fetched=build.config["snapshot"],
+        fetched=str(Path(build.config["snapshot"]).expanduser()),
         rules=build.rules.ingredients(),
         output=f"{build.results}/changes.json",
     message:

@@ -166,7 +166,7 @@ def get_capture_examples(wildcards):
             f"shard {shard} with the key {wildcards.key} is not part of the current build"
         )
     return unless_stored(
-        [build.index(shard)], [build.examples(emotion) for emotion in build.emotions]
+        build.captured(shard), [build.examples(emotion) for emotion in build.emotions]
     )
 
 
@@ -175,7 +175,7 @@ def get_shard(wildcards):
 
 
 def get_capture_model(wildcards):
-    return unless_stored([build.index(int(wildcards.shard))], get_model_ready())
+    return unless_stored(build.captured(int(wildcards.shard)), get_model_ready())
 
 
 def get_quality_files():

@@ -15,6 +15,7 @@ for number, emotions in enumerate(build.batches):
             "../envs/light.yaml"
         params:
             layers=build.layers,
+            min_examples=build.config["min_examples"],
             method=build.config["method"],
             files=get_batch_files(emotions, build.vectors),
             names=get_batch_names(emotions, build.vectors),

@@ -1,169 +1,240 @@
 """Capture: each unique text of a shard goes through the model once; the rows go into the store by text digest."""
 
+import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amygdala.errors import UserError, shown
-from amygdala.exampleset import read_examples, shard_of
+from amygdala.batching import Batch, Budget, Texts, ahead, batches, shard_texts
+from amygdala.errors import UserError
 from amygdala.files import remember
 from amygdala.job import job
 from amygdala.progress import Progress
-from amygdala.segments import Held, Rows, held_rows, space_of, write_index, write_segment
+from amygdala.segments import Held, Rows, held_rows, space_of, unpack_digests, write_index, write_segment
+from amygdala.tokens import Encoder, check_last_tokens
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-    from amygdala.residual import Capture, Tokens
+    from amygdala.residual import Capture, Captured
 
-FLUSH_ROWS = 4096
-FLUSH_BYTES = 512 << 20
+FLUSH_ROWS = 2048
+FLUSH_BYTES = 128 << 20
+FLUSH_S = 120.0
 Say = Callable[[str], None]
+Wanted = tuple[str, int]  # pooling and layer
+HeldOf = dict[Wanted, Held]
 
 
-def shard_texts(example_files: Iterable[str | Path], shard: int, shards: int) -> dict[str, str]:
-    """{digest: text} of the unique texts of all emotions that fall to `shard`, sorted by digest."""
-    texts: dict[str, str] = {}
-    for path in example_files:
-        for example in read_examples(path):
-            if shard_of(example.digest, shards) == shard:
-                texts[example.digest] = example.text
-    return dict(sorted(texts.items()))
-
-
-def missing_layers(digests: Iterable[str], held: dict[int, Held]) -> dict[tuple[int, ...], list[str]]:
-    """{layers: digests}: texts grouped by the set of layers that the store lacks of them; complete texts are absent."""
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for digest in digests:
-        packed = bytes.fromhex(digest)
-        lacking = tuple(layer for layer in sorted(held) if packed not in held[layer].places)
-        if lacking:
-            groups.setdefault(lacking, []).append(digest)
+def lacking(texts: Texts, held: HeldOf) -> list[tuple[list[Wanted], np.ndarray]]:
+    """Texts grouped by what the store lacks of them: [((pooling, layer) pairs, positions int64)]; complete texts are absent."""
+    wanted = sorted(held)
+    lacks = np.stack([held[pair].find(texts.digests) < 0 for pair in wanted], axis=1)
+    patterns, group = np.unique(lacks, axis=0, return_inverse=True)
+    groups = []
+    for number, pattern in enumerate(patterns):
+        pairs = [pair for pair, lack in zip(wanted, pattern, strict=True) if lack]
+        if pairs:
+            groups.append((pairs, np.flatnonzero(group.reshape(-1) == number)))
     return groups
 
 
 class Buffer:
-    """Rows on their way to the store: flushed as one segment a layer at `flush_rows` texts or FLUSH_BYTES of rows."""
+    """Rows on their way to the store, flushed as one segment a pooling and layer: at `flush_rows` texts, FLUSH_BYTES of rows or
+    FLUSH_S seconds, so that a killed run loses little.
+    """
 
-    def __init__(self, space: Path, capture: "Capture", flush_rows: int) -> None:
-        self.space, self.capture, self.flush_rows = space, capture, flush_rows
-        self.bytes = 0
-        self.digests: list[str] = []
-        self.tokens: list[Tokens] = []
-        self.residual: dict[int, list[np.ndarray]] = {layer: [] for layer in capture.layers}
-        self.heads: dict[int, list[np.ndarray]] = {layer: [] for layer in capture.layers}
+    def __init__(self, spaces: dict[str, Path], texts: Texts, capture: "Capture", flush_rows: int) -> None:
+        self.spaces, self.texts, self.capture, self.flush_rows = spaces, texts, capture, flush_rows
+        self.bytes = self.rows = 0
+        self.flushed = time.monotonic()
+        self.batches: list[Batch] = []
+        self.residual: dict[Wanted, list[np.ndarray]] = {}
+        self.heads: dict[Wanted, list[np.ndarray]] = {}
 
-    def add(self, digests: Sequence[str], tokens: "Sequence[Tokens]", captured: Any) -> None:
+    def add(self, batch: Batch, captured: "Captured") -> None:
         """Append one batch. UserError where a row is not finite (fp16 overflows in some models)."""
-        for layer in self.capture.layers:
-            for rows, into in ((captured.residual, self.residual), (captured.heads, self.heads)):
-                if layer not in rows:
-                    continue
-                values = rows[layer].to("cpu").numpy()
-                bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        captured.ready()
+        kinds = ((captured.residual, self.residual), (captured.heads, self.heads))
+        for rows, _ in kinds:
+            for (_pooling, layer), values in rows.items():
+                bad = np.flatnonzero(~np.isfinite(values.numpy()).all(axis=1))
                 if len(bad):
                     raise UserError(
-                        f"layer {layer}: the activations of text {digests[bad[0]]} are not finite numbers; "
-                        "fp16 overflows in some models: set dtype to bf16 or fp32"
+                        f"layer {layer}: the activations of text {self.texts.hex(int(batch.positions[bad[0]]))} are not finite "
+                        "numbers; fp16 overflows in some models: set dtype to bf16 or fp32"
                     )
-                into[layer].append(values)
-                self.bytes += values.nbytes
-        self.digests.extend(digests)
-        self.tokens.extend(tokens)
-        if len(self.digests) >= self.flush_rows or self.bytes >= FLUSH_BYTES:
+        for rows, into in kinds:
+            for pair, values in rows.items():
+                into.setdefault(pair, []).append(values.numpy())
+                self.bytes += values.numpy().nbytes
+        self.batches.append(batch)
+        self.rows += len(batch)
+        if self.rows >= self.flush_rows or self.bytes >= FLUSH_BYTES or time.monotonic() - self.flushed >= FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
-        if not self.digests:
+        """Write what is here. Each file is whole or absent; after an error what was not written is dropped."""
+        done, self.batches = self.batches, []
+        residual, heads = self.residual, self.heads
+        self.residual, self.heads, self.bytes, self.rows, self.flushed = {}, {}, 0, 0, time.monotonic()
+        if not done:
             return
-        tokens = np.array([len(text.ids) for text in self.tokens])
-        cut = np.array([text.cut for text in self.tokens])
-        for layer in self.capture.layers:
-            heads = np.concatenate(self.heads[layer]) if self.heads[layer] else None
-            rows = Rows(self.digests, np.concatenate(self.residual[layer]), heads, tokens, cut)
-            write_segment(self.space, layer, rows, self.capture.layout(layer))
-            self.residual[layer], self.heads[layer] = [], []
-        self.digests, self.tokens, self.bytes = [], [], 0
-
-
-def forward(texts: dict[str, str], capture: "Capture", space: Path, settings: Any, say: Say, flush_rows: int) -> dict[str, Any]:
-    """Forward each text once in length-sorted batches and store its rows. Returns {"texts", "tokens", "seconds"}."""
-    from amygdala import residual
-
-    max_tokens = min(settings["max_tokens"], capture.max_positions or settings["max_tokens"])
-    digests = list(texts)
-    tokens = residual.tokenize(capture.tokenizer, list(texts.values()), max_tokens)
-    for digest, text in zip(digests, tokens, strict=True):
-        if not any(text.content):
-            raise UserError(
-                f"text {digest} ({shown(texts[digest])}) has no content tokens beside the first; raise min_content_chars, "
-                "or drop the node"
+        positions = np.concatenate([batch.positions for batch in done])
+        digests = unpack_digests(np.frombuffer(self.texts.digests[positions].tobytes(), np.uint8).reshape(-1, 16))
+        tokens = np.concatenate([batch.tokens for batch in done])
+        cut = np.concatenate([batch.cut for batch in done])
+        counts = [np.count_nonzero(batch.weights, axis=2) for batch in done]
+        for pooling, layer in sorted(residual):
+            pooled = np.concatenate([count[:, self.capture.poolings.index(pooling)] for count in counts])
+            read = heads.pop((pooling, layer), None)
+            rows = Rows(
+                digests,
+                np.concatenate(residual.pop((pooling, layer))),
+                None if read is None else np.concatenate(read),
+                tokens,
+                pooled,
+                cut,
             )
-    lengths = [len(text.ids) for text in tokens]
-    budget = settings["batch_tokens"]
-    budget = residual.BATCH_TOKENS[capture.device.type] if budget == "auto" else budget
-    progress = Progress(len(digests), sum(lengths), say)
-    buffer = Buffer(space, capture, flush_rows)
+            write_segment(self.spaces[pooling], layer, rows, self.capture.layout(layer))
+
+
+def forward(
+    texts: Texts,
+    groups: Sequence[tuple[list[Wanted], np.ndarray]],
+    capture: "Capture",
+    encoder: Encoder,
+    buffer: Buffer,
+    budget: Budget,
+    say: Say,
+) -> dict[str, Any]:
+    """Forward each text once, in length-sorted batches, and store its rows. Returns {"texts", "tokens", "seconds"}.
+
+    A batch's rows are taken from the device only after the next batch was started. Whatever ends the run early, rows that are
+    complete are stored first.
+    """
+    count = sum(len(positions) for _, positions in groups)
+    progress = Progress(count, sum(int(texts.chars[positions].sum()) for _, positions in groups), say)
     start = time.monotonic()
-    for positions in residual.batches(lengths, budget):
-        batch = [tokens[position] for position in positions]
-        buffer.add([digests[position] for position in positions], batch, capture(batch))
-        progress.add(len(positions), sum(lengths[position] for position in positions))
-    buffer.flush()
-    return {"texts": len(digests), "tokens": sum(lengths), "seconds": round(time.monotonic() - start, 3)}
+    tokens = 0
+    try:
+        for wanted, positions in groups:
+            capture.select(wanted)
+            waiting: list[tuple[Batch, Captured]] = []
+            for batch in ahead(batches(texts, positions, encoder, capture.poolings, budget)):
+                made = capture.each(batch, budget, say)
+                for part, rows in waiting:
+                    buffer.add(part, rows)
+                waiting = made
+                tokens += int(batch.tokens.sum())
+                progress.add(len(batch), int(texts.chars[batch.positions].sum()), int(batch.tokens.sum()))
+            for part, rows in waiting:
+                buffer.add(part, rows)
+            buffer.flush()
+    except BaseException:
+        with contextlib.suppress(UserError, OSError):
+            buffer.flush()
+        raise
+    return {"texts": count, "tokens": tokens, "seconds": round(time.monotonic() - start, 3)}
+
+
+def run_model(
+    texts: Texts,
+    sample: Sequence[str],
+    groups: Sequence[tuple[list[Wanted], np.ndarray]],
+    spaces: dict[str, Path],
+    settings: dict[str, Any],
+    say: Say,
+    flush_rows: int,
+) -> dict[str, Any]:
+    """Load the model as far as the groups need it and forward them; returns what forward() does."""
+    from amygdala import loading, residual
+
+    loading.set_threads(settings["threads"])
+    tokenizer = loading.load_tokenizer(settings["source"], settings["revision"])
+    limit = loading.max_positions(settings["source"], settings["revision"])
+    max_tokens = min(settings["max_tokens"], limit or settings["max_tokens"])
+    encoder = Encoder(tokenizer, max_tokens, settings["template"])
+    if "last" in spaces:
+        rest = (texts.text(position) for position in range(len(texts)))
+        check_last_tokens(encoder, itertools.chain(sample, rest))
+    pairs = sorted({pair for wanted, _ in groups for pair in wanted})
+    layers, poolings = sorted({layer for _, layer in pairs}), [name for name in spaces if name in {p for p, _ in pairs}]
+    device = loading.pick_device(settings["device"])
+    if device.type == "cpu":
+        loading.keep_freed_memory()
+    where = f"{device.type}, spread by device_map {settings['device_map']}" if settings["device_map"] else device.type
+    say(
+        f"loading layers 0 to {layers[-1]} on {where} in {settings['dtype']} for layers {layers}, pooling {', '.join(poolings)}"
+    )
+    start = time.monotonic()
+    where_from = (settings["source"], settings["revision"])
+    with residual.Capture(
+        *where_from, layers, settings["dtype"], poolings, device, settings["device_map"], tokenizer
+    ) as capture:
+        load_s = time.monotonic() - start
+        for layer in layers:
+            if "reason" in capture.layout(layer):
+                say(f"layer {layer} has no heads: {capture.layout(layer)['reason']}")
+        wanted_tokens = settings["batch_tokens"]
+        tokens = residual.BATCH_TOKENS[device.type] if wanted_tokens == "auto" else wanted_tokens
+        budget = Budget(tokens, settings["batch_size"])
+        done = forward(texts, groups, capture, encoder, Buffer(spaces, texts, capture, flush_rows), budget, say)
+    chars = sum(int(texts.chars[positions].sum()) for _, positions in groups)
+    remember(next(iter(spaces.values())) / "rate.json", rate_of(chars, done, load_s, device.type))
+    return done
 
 
 def capture_shard(
-    texts: dict[str, str],
+    texts: Texts,
     layers: Sequence[int],
-    index: Path,
+    indices: dict[str, Path],
     settings: dict[str, Any],
     say: Say,
     flush_rows: int = FLUSH_ROWS,
+    sample: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Bring the rows of `texts` at `layers` into the store and write `index` over them; returns what was done.
+    """Bring the rows of `texts` at `layers` into the store and write an index over them; returns what was done.
 
-    settings: source, revision, dtype, pooling, device, max_tokens, batch_tokens, threads. The model is loaded only if a row is
-    missing, and only up to the last layer that is missing.
+    indices: {pooling: path of its index}, each in the space of its pooling. settings: source, revision, dtype, template,
+    device, device_map, max_tokens, batch_tokens, batch_size, threads. sample: texts of the other shards, for the check of
+    `last`. The model is loaded only if a row is missing, once, and only up to the last layer that is missing.
     """
-    space = space_of(index)
-    held = {layer: held_rows(space, layer, say) for layer in layers}
-    groups = missing_layers(texts, held)
-    missing = sum(len(digests) for digests in groups.values())
-    say(f"{len(texts)} unique texts, {len(texts) - missing} in the store, {missing} to forward")
-    stats: dict[str, Any] = {"unique_texts": len(texts), "forwarded_texts": 0, "forwarded_tokens": 0, "seconds": 0.0}
-    for lacking, digests in sorted(groups.items()):
-        from amygdala import residual
+    spaces = {pooling: space_of(index) for pooling, index in indices.items()}
 
-        residual.set_threads(settings["threads"])
-        device = residual.pick_device(settings["device"])
-        say(f"loading layers 0 to {lacking[-1]} on {device.type} in {settings['dtype']} for layers {list(lacking)}")
-        chosen = {digest: texts[digest] for digest in digests}
-        start = time.monotonic()
-        with residual.Capture(
-            settings["source"], settings["revision"], lacking, settings["dtype"], settings["pooling"], device
-        ) as capture:
-            load_s = time.monotonic() - start
-            done = forward(chosen, capture, space, settings, say, flush_rows)
-        chars = sum(map(len, chosen.values()))
-        remember(space / "rate.json", rate_of(chars, done, load_s, device.type))
-        stats["forwarded_texts"] += done["texts"]
-        stats["forwarded_tokens"] += done["tokens"]
-        stats["seconds"] += done["seconds"]
+    def look(say: Say) -> HeldOf:
+        return {(pooling, layer): held_rows(space, layer, say) for pooling, space in spaces.items() for layer in layers}
+
+    held = look(say)
+    groups = lacking(texts, held)
+    missing = sum(len(positions) for _, positions in groups)
+    say(f"{len(texts)} unique texts, {len(texts) - missing} in the store, {missing} to forward")
+    done = {"texts": 0, "tokens": 0, "seconds": 0.0}
     if groups:
-        held = {layer: held_rows(space, layer, say) for layer in layers}
-    first = held[layers[0]]
-    packed = [bytes.fromhex(digest) for digest in texts]
-    stats["tokens"] = sum(first.tokens[digest] for digest in packed)
-    stats["cut_texts"] = sum(first.cut[digest] for digest in packed)
-    write_index(index, list(texts), held, stats)
-    say(f"forwarded {stats['forwarded_texts']} of {len(texts)} unique texts, {stats['forwarded_tokens']} tokens")
-    if stats["cut_texts"]:
-        say(f"warning: {stats['cut_texts']} texts were cut to max_tokens")
-    return stats
+        done = run_model(texts, sample, groups, spaces, settings, say, flush_rows)
+        held = look(say)
+    stats: dict[str, Any] = {"unique_texts": len(texts), "forwarded_texts": done["texts"], "forwarded_tokens": done["tokens"]}
+    stats["seconds"] = done["seconds"]
+    for pooling, index in indices.items():
+        first = held[pooling, layers[0]]
+        places = first.find(texts.digests)
+        own = {
+            **stats,
+            "tokens": int(first.tokens[places].sum()),
+            "cut_texts": int(first.cut[places].sum()),
+            "short_texts": int((first.pooled[places] == 0).sum()),
+        }
+        write_index(index, texts.digests, {layer: held[pooling, layer] for layer in layers}, own)
+        if own["short_texts"]:
+            say(f"warning: {own['short_texts']} texts are too short for pooling {pooling} and have no row")
+    say(f"forwarded {done['texts']} of {len(texts)} unique texts, {done['tokens']} tokens")
+    if own["cut_texts"]:
+        say(f"warning: {own['cut_texts']} texts were cut to max_tokens")
+    return own
 
 
 def rate_of(chars: int, done: dict[str, Any], load_s: float, device: str) -> dict[str, Any]:
@@ -190,8 +261,8 @@ def check_model(model: dict[str, Any], source: str, store: Path) -> None:
 if "snakemake" in globals():
     with job(snakemake, aloud=True) as say:
         params = snakemake.params
-        index = Path(snakemake.output[0])
-        check_model(params.model, params.settings["source"], space_of(index).parent.parent)
-        texts = shard_texts(snakemake.input.examples, params.shard, params.shards)
+        indices = {pooling: Path(path) for pooling, path in zip(params.poolings, snakemake.output, strict=True)}
+        check_model(params.model, params.settings["source"], space_of(snakemake.output[0]).parent.parent)
+        texts, sample = shard_texts(snakemake.input.examples, params.shard, params.shards)
         settings = {**params.settings, "threads": snakemake.threads}
-        capture_shard(texts, params.layers, index, settings, say)
+        capture_shard(texts, params.layers, indices, settings, say, sample=sample)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from amygdala import changes
 from amygdala.batch import missing_of
 from amygdala.corpus import Index, make_index, read_index
@@ -13,7 +15,7 @@ from amygdala.files import recall, write_json
 from amygdala.graph import canonical, read_snapshot
 from amygdala.job import job
 from amygdala.plan import Corpus, Rules
-from amygdala.segments import held_rows
+from amygdala.segments import as_keys, held_rows
 from amygdala.snapshots import index_beside, index_path, names_looked_for
 from amygdala.sources import previous_of, read_live
 
@@ -21,12 +23,18 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 
-def to_forward(index: Index, corpus: Corpus, emotions: Iterable[str], layers: Sequence[int], space: Path) -> changes.Forward:
-    """The texts of all examples, and those of which the store lacks a row at one of the layers."""
-    rows = {role.row: bytes.fromhex(role.digest) for emotion in emotions for role in corpus.roles(emotion)}
-    held = [held_rows(space, layer).places for layer in layers]
-    lacking = [row for row, digest in rows.items() if not all(digest in places for places in held)]
-    return changes.Forward(len(lacking), len(rows), int(index.chars[lacking].sum()), recall(space / "rate.json"))
+def to_forward(
+    index: Index, corpus: Corpus, emotions: Iterable[str], layers: Sequence[int], spaces: Sequence[Path]
+) -> changes.Forward:
+    """The texts of all examples, and those of which the store lacks a row at one of the layers in one of the spaces."""
+    roles = {role.row: role.digest for emotion in emotions for role in corpus.roles(emotion)}
+    digests = as_keys(list(roles.values()))
+    lacks = np.zeros(len(roles), dtype=bool)
+    for space in spaces:
+        for layer in layers:
+            lacks |= held_rows(space, layer).find(digests) < 0
+    lacking = np.array(list(roles), dtype=np.int64)[lacks]
+    return changes.Forward(len(lacking), len(roles), int(index.chars[lacking].sum()), recall(spaces[0] / "rate.json"))
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,8 @@ def released_in(path: Path) -> dict[str, Any]:
         return {}
     manifest = recall(path)
     try:
-        if all(name in manifest for name in ("concepts", "config", "snapshot")) and manifest["config"]["emotions"]:
+        known = all(name in manifest for name in ("concepts", "config")) and manifest["config"]["emotions"]
+        if known and all(name in manifest["snapshot"] for name in ("key", "nodes")):
             return dict(manifest)
     except (TypeError, KeyError):
         pass
@@ -105,12 +114,12 @@ def make_report(
     """The current snapshot against `before`.
 
     facts: of the last release's manifest, empty without one; current: snapshot (path), snapshot_key, index (see
-    Build.index_settings), layers, space, facts (of the manifest to be), nodes; files: {emotion: what is built for it}.
+    Build.index_settings), layers, spaces, facts (of the manifest to be), nodes; files: {emotion: what is built for it}.
     """
     beside = current["index"]
     index = index_beside(beside["path"], current["snapshot"], beside["facts"], beside["looked_for"])
     rebuild = sorted(emotion for emotion, paths in files.items() if missing_of(paths))
-    forward = to_forward(index, Corpus(index, rules), files, current["layers"], Path(current["space"]))
+    forward = to_forward(index, Corpus(index, rules), files, current["layers"], [Path(space) for space in current["spaces"]])
     settings = changes.setting_changes(facts, current["facts"]) if facts else []
     nodes: list[changes.NodeChange] = []
     emotions: list[changes.EmotionChange] = []

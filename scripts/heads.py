@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amygdala.batch import emotions_of, missing
+from amygdala.batch import emotions_of, missing, with_rows
 from amygdala.exampleset import NEGATIVE, POSITIVE, TRAIN, digests_of, read_examples
 from amygdala.files import write_json
 from amygdala.job import job
@@ -58,10 +58,10 @@ def layer_heads(positive: np.ndarray, negative: np.ndarray, layout: dict[str, An
     return {**layout, **concentration(figures["raw_norm"]), "heads": heads}
 
 
-def make_heads(examples: str | Path, reader: Reader, outputs: dict[int, Path]) -> list[int]:
+def make_heads(emotion: str, examples: str | Path, reader: Reader, outputs: dict[int, Path], min_examples: int) -> list[int]:
     """Write the head figures of those layers whose file is missing; a layer without heads says why. Returns these layers."""
     todo = missing(outputs)
-    sides = digests_of(read_examples(examples), TRAIN) if todo else {}
+    sides = with_rows(emotion, digests_of(read_examples(examples), TRAIN), reader, min_examples) if todo else {}
     for layer in todo:
         layout = reader.layout(layer)
         if "reason" in layout:
@@ -77,6 +77,6 @@ if "snakemake" in globals():
     with job(snakemake) as say:
         params, reader = snakemake.params, Reader(snakemake.input.indices)
         for emotion, examples, outputs in emotions_of(params):
-            done = make_heads(examples, reader, outputs)
+            done = make_heads(emotion, examples, reader, outputs, params.min_examples)
             if done:
                 say(f"{emotion}: layers {done}")

@@ -45,8 +45,13 @@ def emotion_quality(
 ) -> dict[str, Any]:
     """Counts by split and side, held-out AUC by layer, the top heads by layer of one emotion."""
     texts = read_examples(examples)
-    sides = digests_of(texts, HELD_OUT)
-    report: dict[str, Any] = {"counts": count_examples(texts), "held_out_auc": {}, "per_head": {}}
+    sides = digests_of((text for text in texts if reader.pooled(text.digest)), HELD_OUT)
+    report: dict[str, Any] = {
+        "counts": count_examples(texts),
+        "without_row": sum(not reader.pooled(t.digest) for t in texts),
+        "held_out_auc": {},
+        "per_head": {},
+    }
     for layer, vector in vectors.items():
         scores = {
             side: reader.rows(layer, RESIDUAL, digests).astype(np.float64) @ vector if digests else np.zeros(0)

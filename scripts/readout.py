@@ -11,12 +11,12 @@ from amygdala.files import sha256_file, write_json
 from amygdala.job import job
 from amygdala.segments import Reader
 from amygdala.tensors import write_tensors
-from amygdala.vectorfile import read_vector
+from amygdala.vectorfile import read_facts, read_vector
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-FORWARDED = ("unique_texts", "forwarded_texts", "tokens", "forwarded_tokens", "cut_texts")
+FORWARDED = ("unique_texts", "forwarded_texts", "tokens", "forwarded_tokens", "cut_texts", "short_texts")
 
 
 def make_release(
@@ -30,10 +30,11 @@ def make_release(
     """Write vectors and manifest of a release, and load them back as a server would.
 
     vectors: {emotion: {layer: path}}, whose order is the concept order; stats: one dict a shard of what its capture did;
-    counts: examples by emotion, split and polarity; facts: what the manifest says beside; outputs: paths for "vectors" and
-    "manifest".
+    counts: examples by emotion, split and polarity, of which `used` in the manifest counts the training texts with a row;
+    facts: what the manifest says beside; outputs: paths for "vectors" and "manifest".
     """
     concepts = list(vectors)
+    used = {concept: read_facts(next(iter(vectors[concept].values())))["used"] for concept in concepts}
     tensors = {tensor_name(layer): np.stack([read_vector(vectors[c][layer]) for c in concepts]) for layer in layers}
     write_tensors(outputs["vectors"], tensors, {"concepts": concepts, "layers": list(layers)})
     manifest = {
@@ -42,6 +43,7 @@ def make_release(
         "hidden_size": int(next(iter(tensors.values())).shape[1]),
         **facts,
         "counts": dict(counts),
+        "used": used,
         "capture": {name: sum(shard[name] for shard in stats) for name in FORWARDED},
         "vectors_sha256": sha256_file(outputs["vectors"]),
     }

@@ -92,7 +92,7 @@ if "snakemake" in globals():
         try:
             done = refresh(settings, say, fetch)
         except UserError as error:
-            kept = KEPT if Path(settings["snapshot"]).exists() else "There is no snapshot yet."
+            kept = KEPT if Path(settings["snapshot"]).expanduser().exists() else "There is no snapshot yet."
             raise UserError(f"{error}. {kept}") from None
         if not done:
             say("every source lies on this machine and is read as it is: there is nothing to fetch")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amygdala.batch import emotions_of, missing
+from amygdala.batch import emotions_of, missing, with_rows
 from amygdala.errors import UserError, shown
 from amygdala.exampleset import NEGATIVE, POSITIVE, TRAIN, digests_of, read_examples
 from amygdala.job import job
@@ -38,15 +38,19 @@ def unit(direction: np.ndarray, what: str) -> tuple[np.ndarray, float]:
     return (direction / length).astype(np.float32), length
 
 
-def make_vectors(emotion: str, examples: str | Path, reader: Reader, method: str, outputs: dict[int, Path]) -> list[int]:
+def make_vectors(
+    emotion: str, examples: str | Path, reader: Reader, method: str, outputs: dict[int, Path], min_examples: int
+) -> list[int]:
     """Write the vectors of those layers whose file is missing; returns these layers."""
     todo = missing(outputs)
-    sides = digests_of(read_examples(examples), TRAIN) if todo else {}
+    sides = with_rows(emotion, digests_of(read_examples(examples), TRAIN), reader, min_examples) if todo else {}
     for layer in todo:
         positive = reader.rows(layer, RESIDUAL, sides[POSITIVE])
         negative = reader.rows(layer, RESIDUAL, sides[NEGATIVE])
         vector, length = unit(METHODS[method](positive, negative), f"emotion {shown(emotion)}, layer {layer}")
-        write_vector(outputs[layer], vector, {"emotion": emotion, "layer": layer, "method": method, "length": length})
+        used = {side: len(digests) for side, digests in sides.items()}
+        facts = {"emotion": emotion, "layer": layer, "method": method, "length": length, "used": used}
+        write_vector(outputs[layer], vector, facts)
     return todo
 
 
@@ -54,6 +58,6 @@ if "snakemake" in globals():
     with job(snakemake) as say:
         params, reader = snakemake.params, Reader(snakemake.input.indices)
         for emotion, examples, outputs in emotions_of(params):
-            done = make_vectors(emotion, examples, reader, params.method, outputs)
+            done = make_vectors(emotion, examples, reader, params.method, outputs, params.min_examples)
             if done:
                 say(f"{emotion}: layers {done}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from amygdala.errors import UserError, shown
 
 
 def emotions_of(params: Any) -> Iterator[tuple[str, Path, dict[int, Path]]]:
@@ -21,3 +23,24 @@ def missing(outputs: dict[int, Path]) -> list[int]:
 def missing_of(paths: Iterable[str | Path]) -> list[Path]:
     """The files that are not there."""
     return [path for path in map(Path, paths) if not path.exists()]
+
+
+class Pooled(Protocol):
+    """What tells how many tokens the row of a text is the mean of: segments.Reader."""
+
+    def pooled(self, digest: str) -> int: ...
+
+
+def with_rows(emotion: str, sides: dict[str, list[str]], reader: Pooled, least: int) -> dict[str, list[str]]:
+    """{polarity: digests} less the texts that are too short for the pooling and have no row.
+
+    UserError where fewer than `least` (min_examples) are left on a side that had them.
+    """
+    kept = {side: [digest for digest in digests if reader.pooled(digest)] for side, digests in sides.items()}
+    for side, digests in kept.items():
+        if len(digests) < min(least, len(sides[side])):
+            raise UserError(
+                f"emotion {shown(emotion)}: only {len(digests)} of {len(sides[side])} {side} training texts are long enough "
+                f"for the pooling, min_examples is {least}: choose a smaller from_token, or exclude the emotion"
+            )
+    return kept

@@ -23,7 +23,7 @@ LIBRARIES = ("torch", "transformers")
 # Settings that say where and how to run, not what: no key and no manifest knows them.
 RUN_ONLY = (
     *("graph", "snapshot", "max_lost_nodes", "store", "results", "model"),
-    *("device", "batch_tokens", "shards", "emotions_per_job"),
+    *("device", "device_map", "batch_tokens", "batch_size", "shards", "emotions_per_job"),
 )
 
 
@@ -97,9 +97,12 @@ class Build:
         versions = [[library, version(library)] for library in LIBRARIES]
         self.model_key = key("model", self.model.identity, self.dtype, versions, code("amygdala.convert"))
         converted = [self.model_key] if self.model.converted else []
-        pooling = [config["pooling"], config["max_tokens"]]
-        self.space_key = key("space", self.model.identity, self.dtype, converted, pooling, versions, code("activations"))
-        self.index_keys = [key("index", self.space_key, part["digests"], self.layers) for part in plan.shards]
+        self.poolings = configuration.poolings(config["pooling"])
+        tokens = [config["max_tokens"], config["template"]]
+        basis = [self.model.identity, self.dtype, converted, tokens, versions, code("activations")]
+        self.space_keys = [key("space", pooling, *basis) for pooling in self.poolings]
+        self.space_key = self.space_keys[0]
+        self.index_keys = [key("index", self.space_keys, part["digests"], self.layers) for part in plan.shards]
         examples_code, vectors_code, heads_code = code("examples"), code("vectors"), code("heads")
         self.example_keys, self.vector_keys, self.head_keys = {}, {}, {}
         for emotion, facts in plan.emotions.items():
@@ -133,7 +136,8 @@ class Build:
         return {
             "model": {"kind": self.model.kind, "name": source, "identity": self.model.identity, "dtype": self.dtype},
             "residual": "output of the decoder layer, before the final norm",
-            "pooling": self.config["pooling"],
+            "pooling": self.poolings[0],
+            "template": self.config["template"],
             "method": self.config["method"],
             "snapshot": {
                 "key": self.current.key,
@@ -163,15 +167,23 @@ class Build:
         return f"{self.store}/models/{self.model_key}.json"
 
     @property
-    def space(self) -> str:
-        return f"{self.store}/activations/{self.space_key}"
+    def spaces(self) -> list[str]:
+        """The folders of activations, one a pooling; vectors are made from the first."""
+        return [f"{self.store}/activations/{space}" for space in self.space_keys]
 
-    def index(self, shard: int) -> str:
-        return f"{self.space}/index/shard_{shard}.{self.index_keys[shard]}.safetensors"
+    def captured(self, shard: int) -> list[str]:
+        """What a capture job makes: an index a pooling."""
+        return [f"{space}/index/shard_{shard}.{self.index_keys[shard]}.safetensors" for space in self.spaces]
 
     @property
     def indices(self) -> list[str]:
-        return [self.index(shard) for shard, part in enumerate(self.plan.shards) if part["texts"]]
+        """The indices that vectors are made from, those of shards that have texts."""
+        return [self.captured(shard)[0] for shard, part in enumerate(self.plan.shards) if part["texts"]]
+
+    @property
+    def all_indices(self) -> list[str]:
+        """The indices of all poolings."""
+        return [path for shard, part in enumerate(self.plan.shards) if part["texts"] for path in self.captured(shard)]
 
     def vectors(self, emotion: str, layers: Iterable[int] | None = None) -> list[str]:
         folder = f"{self.store}/vectors/{emotion}.{self.vector_keys[emotion]}"
@@ -223,7 +235,7 @@ class Build:
 
     def capture_settings(self) -> dict[str, Any]:
         source, revision = self.model_source()
-        names = ("pooling", "max_tokens", "batch_tokens", "device")
+        names = ("template", "max_tokens", "batch_tokens", "batch_size", "device", "device_map")
         return {"source": source, "revision": revision, "dtype": self.dtype, **{name: self.config[name] for name in names}}
 
     def change_settings(self) -> dict[str, Any]:
@@ -235,6 +247,6 @@ class Build:
             "nodes": self.plan.graph["nodes"],
             "index": self.index_settings(),
             "layers": self.layers,
-            "space": self.space,
+            "spaces": self.spaces,
             "facts": self.facts(),
         }

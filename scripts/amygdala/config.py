@@ -63,7 +63,7 @@ def _unknown(error: ValidationError, files: Iterable[str | Path], prefix: Sequen
     path = [*prefix, *error.absolute_path]
     inside = f" in '{_dotted(path)}'" if path else ""
     where = _where([*path, name], instance[name], files)
-    several = prefix and len(list(files)) > 2  # the defaults and two of the user's
+    several = prefix and len({Path(file).resolve() for file in files}) > 2  # the defaults and two of the user's
     merged = " (configuration files are merged; `graph:` as a list replaces an earlier one)" if several else ""
     return f"{where}unknown key {shown(name)}{inside}.{hint} Allowed: {', '.join(allowed)}{merged}"
 
@@ -165,7 +165,8 @@ def _check_source(item: Any, kinds: dict[str, Any], path: list[str | int], files
         netloc = urlsplit(str(url)).netloc
         json.dumps(item)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{where}'{_dotted(path)}': {error}; a date or time wants quotes") from None
+        hint = "; a date or time wants quotes" if isinstance(error, TypeError) else ""
+        raise UserError(f"{where}'{_dotted(path)}': {error}{hint}") from None
     if "@" in netloc:
         raise UserError(f"{where}'{_dotted(path)}': no user or password in a URL: name an environment variable in token_env")
     if item["source"] == "mcp" and ("memory_mcp_url" in item) == ("command" in item):
@@ -196,11 +197,21 @@ def _check_emotions(emotions: dict[str, Any], files: list[str | Path]) -> None:
             raise UserError(f"{where}'emotions.aliases': {shown(name)} counts as {problem}; name the emotion that is kept")
 
 
-def resolve_layers(wanted: list[int | float], n_layers: int) -> list[int]:
-    """Sorted 0-based decoder layers. An int is an index; a float d in [0, 1] the layer at depth d: floor(d * n_layers).
+def poolings(given: Any) -> list[str]:
+    """The `pooling:` of a checked configuration as a list: mean, last, from_token:N, each once."""
+    listed = given if isinstance(given, list) else [given]
+    names = [f"from_token:{item['from_token']}" if isinstance(item, dict) else item.replace(" ", "") for item in listed]
+    return list(dict.fromkeys(names))
+
+
+def resolve_layers(wanted: list[int | float] | str, n_layers: int) -> list[int]:
+    """Sorted 0-based decoder layers. An int is an index; a float d in [0, 1] the layer at depth d: floor(d * n_layers); `all`:
+    all.
 
     Depth 1.0 is the last layer. Raises UserError for a layer that the model does not have.
     """
+    if isinstance(wanted, str):
+        return list(range(n_layers))
     layers = set()
     for given in wanted:
         if isinstance(given, float) and not 0 <= given <= 1:

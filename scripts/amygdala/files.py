@@ -75,7 +75,7 @@ def recall(path: Path) -> Any:
     """A memo, or None where it is missing or unreadable."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

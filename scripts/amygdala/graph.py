@@ -110,7 +110,7 @@ def read_snapshot(path: str | Path) -> Iterator[Node]:
         for number, line in enumerate(file, 1):
             try:
                 yield _node_of(line)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 problem = f"{path}:{number}: damaged ({type(error).__name__})"
                 raise UserError(f"{problem}: delete the file; snakemake rebuilds it") from None
 

@@ -6,8 +6,9 @@ What each key covers
   plan       snapshot; emotion and example settings; code
   examples   emotion; digest, polarity, split and scenarios of each example; code
   model      model identity; dtype; code of the conversion; major.minor of torch and transformers
-  space      model (converted models) or its identity; dtype; pooling; max_tokens; code; major.minor of torch and transformers
-  index      space; digests of the shard's texts; layers                            (of the activations)
+  space      model (converted models) or its identity; dtype; pooling; template; max_tokens; code; major.minor of torch and
+             transformers                                                          (one a pooling)
+  index      spaces; digests of the shard's texts; layers                           (of the activations)
   vectors    space; method; digests of the emotion's training examples; code       (the layer is in the file's name)
   heads      space; digests of the emotion's training examples; code               (the layer is in the file's name)
   quality    vectors, heads and examples of all emotions; layers; code; major.minor of scikit-learn

@@ -17,15 +17,18 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Says how far the work is, at most every `every_s` seconds; time left is estimated from tokens."""
+    """Says how far the work is, at most every `every_s` seconds; time left is estimated from characters (tokens are not counted
+    before their turn).
+    """
 
-    def __init__(self, texts: int, tokens: int, say: Callable[[str], None], every_s: float = 5.0) -> None:
-        self.texts, self.tokens, self.say, self.every_s = texts, tokens, say, every_s
-        self.done_texts = self.done_tokens = 0
+    def __init__(self, texts: int, chars: int, say: Callable[[str], None], every_s: float = 5.0) -> None:
+        self.texts, self.chars, self.say, self.every_s = texts, chars, say, every_s
+        self.done_texts = self.done_chars = self.done_tokens = 0
         self.start = self.last = time.monotonic()
 
-    def add(self, texts: int, tokens: int) -> None:
+    def add(self, texts: int, chars: int, tokens: int) -> None:
         self.done_texts += texts
+        self.done_chars += chars
         self.done_tokens += tokens
         now = time.monotonic()
         if now - self.last >= self.every_s or self.done_texts == self.texts:
@@ -34,8 +37,9 @@ class Progress:
 
     def line(self, elapsed_s: float) -> str:
         rate = self.done_tokens / max(elapsed_s, 1e-9)
-        left = (self.tokens - self.done_tokens) / max(rate, 1e-9)
+        share = self.done_chars / max(self.chars, 1)
+        left = elapsed_s * (1 - share) / max(share, 1e-9)
         return (
-            f"{self.done_texts} of {self.texts} texts ({100 * self.done_tokens / max(self.tokens, 1):.0f} % of the tokens), "
+            f"{self.done_texts} of {self.texts} texts ({100 * share:.0f} % of the characters), {self.done_tokens} tokens, "
             f"{rate:.0f} tokens/s, {duration(elapsed_s)} so far, about {duration(left)} left"
         )

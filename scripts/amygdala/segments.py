@@ -2,12 +2,13 @@
 
 A segment `<space>/layer_012/<id>.safetensors` holds, for N texts: `digests` uint8 [N, 16]; `residual` float32 [N, hidden];
 `heads` float32 [N, n_heads * head_dim] where the layer has attention heads; `residual_crc`, `heads_crc` uint32 [N], the CRC-32
-of each text's digest and row; `tokens` int32 [N], tokens forwarded; `cut` uint8 [N], 1 where the text was cut. Its facts say
-n_heads and head_dim, or why there are none, and hold the CRC-32 of all but the rows. Rows are read through a memory map, and
-each checksum is compared when its row is read.
+of each text's digest and row; `tokens` int32 [N], tokens forwarded; `pooled` int32 [N], tokens that the row is the mean of (0:
+the text is too short for the pooling and has no row, the values are 0); `cut` uint8 [N], 1 where the text was cut. Its facts
+say n_heads and head_dim, or why there are none, and hold the CRC-32 of all but the rows. Rows are read through a memory map,
+and each checksum is compared when its row is read.
 
-The index, a capture job's declared output, maps the sorted digests of a shard to segment and row, one table a layer. Its facts
-hold the CRC-32 of all the rest.
+The index, a capture job's declared output, maps the sorted digests of a shard to segment and row, one table a layer, and says
+how many tokens were pooled. Its facts hold the CRC-32 of all the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 DIGEST_BYTES = 16
 RESIDUAL, HEADS = "residual", "heads"
-DESCRIBED = ("digests", "tokens", "cut")  # of a segment, what its facts' checksum covers; each row has one of its own
+DESCRIBED = ("digests", "tokens", "pooled", "cut")  # of a segment, what its facts' checksum covers; each row has one of its own
 
 
 class DamagedError(Exception):
@@ -46,12 +47,15 @@ class DamagedError(Exception):
 
 @dataclass
 class Rows:
-    """Rows of one layer: residual [N, hidden], heads [N, n_heads * head_dim] or None; tokens, cut [N]; by `digests` [N]."""
+    """Rows of one layer by `digests` [N]: residual [N, hidden], heads [N, n_heads * head_dim] or None; tokens, pooled, cut
+    [N].
+    """
 
     digests: list[str]
     residual: np.ndarray
     heads: np.ndarray | None
     tokens: np.ndarray
+    pooled: np.ndarray
     cut: np.ndarray
 
 
@@ -88,6 +92,7 @@ def write_segment(space: str | Path, layer: int, rows: Rows, layout: Mapping[str
     described = {
         "digests": pack_digests(rows.digests),
         "tokens": rows.tokens.astype(np.int32),
+        "pooled": rows.pooled.astype(np.int32),
         "cut": rows.cut.astype(np.uint8),
     }
     tensors = dict(described)
@@ -174,52 +179,80 @@ def set_aside(path: Path) -> str:
 
 @dataclass
 class Held:
-    """What the store holds of one layer: digest to (segment, row), each segment's layout, token counts and cuts by digest."""
+    """What the store holds of one layer, by text, sorted by digest.
 
-    places: dict[bytes, tuple[str, int]]
+    digests: S16 [N] (compares as bytes: trailing zeros are padding to numpy, and all digests are of one length); segment: int32
+    [N] into `names`; row: int32 [N]; tokens, pooled: int32 [N]; cut: uint8 [N]; layouts: each segment's, by its name.
+    """
+
+    digests: np.ndarray
+    segment: np.ndarray
+    row: np.ndarray
+    tokens: np.ndarray
+    pooled: np.ndarray
+    cut: np.ndarray
+    names: list[str]
     layouts: dict[str, dict[str, Any]]
-    tokens: dict[bytes, int]
-    cut: dict[bytes, bool]
+
+    def find(self, digests: np.ndarray) -> np.ndarray:
+        """S16 [n] to int64 [n]: their positions here, -1 where a digest is not held."""
+        if not len(self.digests):
+            return np.full(len(digests), -1, np.int64)
+        positions = np.minimum(np.searchsorted(self.digests, digests), len(self.digests) - 1)
+        return np.where(self.digests[positions] == digests, positions, -1)
+
+    def has(self, digest: str) -> bool:
+        return bool(self.find(as_keys([digest]))[0] >= 0)
+
+
+def as_keys(digests: Sequence[str]) -> np.ndarray:
+    """Hex digests to S16 [N], in the same order."""
+    return pack_digests(digests).view(f"S{DIGEST_BYTES}").reshape(len(digests))
 
 
 def held_rows(space: str | Path, layer: int, say: Any = lambda line: None) -> Held:
     """Look through a layer's segments. Damaged ones are set aside and named through `say`; their rows count as missing."""
-    held = Held({}, {}, {}, {})
+    names: list[str] = []
+    layouts: dict[str, dict[str, Any]] = {}
+    parts: list[list[np.ndarray]] = []
     for path in sorted(layer_folder(space, layer).glob("*.safetensors")):
         try:
             mapped = Mapped(path)
-            packed = mapped.array("digests").tobytes()
-            tokens, cut = mapped.array("tokens").tolist(), mapped.array("cut").tolist()
-            if len(packed) != len(tokens) * DIGEST_BYTES or len(tokens) != len(cut):
-                raise DamagedError("unreadable (digests, tokens and cut differ in length)")
+            packed, *counts = (np.array(mapped.array(name)) for name in DESCRIBED)
+            if packed.shape != (len(packed), DIGEST_BYTES) or any(count.shape != (len(packed),) for count in counts):
+                raise DamagedError("unreadable (digests, tokens, pooled and cut differ in length)")
             mapped.check_sum(DESCRIBED)
-            layout = {name: value for name, value in mapped.facts.items() if name != "crc"}
         except DamagedError as error:
             say(f"warning: segment {path} is damaged: {error}; {set_aside(path)}; its rows are computed again")
             continue
-        held.layouts[path.name] = layout
-        for row in range(len(tokens)):
-            digest = packed[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES]
-            if digest not in held.places:
-                held.places[digest] = (path.name, row)
-                held.tokens[digest], held.cut[digest] = tokens[row], bool(cut[row])
-    return held
+        rows = np.arange(len(packed), dtype=np.int32)
+        parts.append([packed.view(f"S{DIGEST_BYTES}").reshape(len(packed)), np.full_like(rows, len(names)), rows, *counts])
+        names.append(path.name)
+        layouts[path.name] = {name: value for name, value in mapped.facts.items() if name != "crc"}
+    empty = [np.zeros(0, f"S{DIGEST_BYTES}"), *(np.zeros(0, np.int32) for _ in range(4)), np.zeros(0, np.uint8)]
+    joined = [np.concatenate(columns) for columns in zip(*parts, strict=True)] if parts else empty
+    digests, first = np.unique(joined[0], return_index=True)
+    segment, row, tokens, pooled, cut = (column[first] for column in joined[1:])
+    return Held(digests, segment, row, tokens, pooled, cut, names, layouts)
 
 
-def write_index(path: str | Path, digests: Sequence[str], layers: Mapping[int, Held], stats: Mapping[str, Any]) -> None:
-    """Write the index of sorted `digests` over `layers`; every digest must be held in every layer (KeyError)."""
-    tensors: dict[str, np.ndarray] = {"digests": pack_digests(digests)}
+def write_index(path: str | Path, digests: np.ndarray, layers: Mapping[int, Held], stats: Mapping[str, Any]) -> None:
+    """Write the index of sorted `digests` (S16 [n]) over `layers`; every digest must be held in every layer (KeyError)."""
+    packed = np.frombuffer(digests.tobytes(), np.uint8).reshape(len(digests), DIGEST_BYTES)
+    tensors: dict[str, np.ndarray] = {"digests": packed}
     names: dict[str, list[str]] = {}
     layouts: dict[str, dict[str, Any]] = {}
-    wanted = [bytes.fromhex(digest) for digest in digests]
     for layer, held in layers.items():
-        used = sorted({held.places[digest][0] for digest in wanted})
-        ordinal = {name: number for number, name in enumerate(used)}
-        table = [(ordinal[name], row) for name, row in (held.places[digest] for digest in wanted)]
-        tensors[f"layer_{layer:03d}"] = np.array(table, dtype=np.int32).reshape(len(wanted), 2)
-        names[str(layer)] = used
-        if used:
-            layouts[str(layer)] = held.layouts[used[0]]
+        places = held.find(digests)
+        if (places < 0).any():
+            raise KeyError(f"layer {layer}: {int((places < 0).sum())} texts have no row")
+        used, ordinal = np.unique(held.segment[places], return_inverse=True)
+        table = np.stack([ordinal.reshape(-1), held.row[places]], axis=1)
+        tensors[f"layer_{layer:03d}"] = np.ascontiguousarray(table, dtype=np.int32)
+        tensors["pooled"] = held.pooled[places].astype(np.int32)
+        names[str(layer)] = [held.names[number] for number in used]
+        if len(used):
+            layouts[str(layer)] = held.layouts[names[str(layer)][0]]
     facts = {"segments": names, "layouts": layouts, "stats": dict(stats)}
     write_tensors(Path(path), tensors, {**facts, "crc": _sum(tensors, facts)})
 
@@ -238,6 +271,7 @@ class Reader:
         self._tables: list[tuple[Mapped, dict[str, list[str]]]] = []
         self._layouts: dict[str, dict[str, Any]] = {}
         self._shard: dict[bytes, tuple[int, int]] = {}
+        self._pooled: list[np.ndarray] = []
         self._mapped: dict[tuple[int, str], Mapped] = {}
         for number, path in enumerate(self._indices):
             try:
@@ -245,6 +279,7 @@ class Reader:
                 mapped.check_sum(mapped.names())
                 names, layouts, stats = (mapped.facts[name] for name in ("segments", "layouts", "stats"))
                 packed = mapped.array("digests").tobytes()
+                self._pooled.append(np.array(mapped.array("pooled")))
             except (DamagedError, KeyError) as error:
                 self._give_up(path, f"the index {path} is damaged: {error}")
             self.stats.append(stats)
@@ -256,6 +291,11 @@ class Reader:
     def layout(self, layer: int) -> dict[str, Any]:
         """{"n_heads", "head_dim"} of a layer, or {"reason"} where it has no heads."""
         return self._layouts[str(layer)]
+
+    def pooled(self, digest: str) -> int:
+        """How many tokens the row of a text is the mean of; 0: it is too short for the pooling, and has no row."""
+        shard, row = self._shard[bytes.fromhex(digest)]
+        return int(self._pooled[shard][row])
 
     def rows(self, layer: int, kind: str, digests: Sequence[str]) -> np.ndarray:
         """float32 [n, width]: the rows of `digests` in their order, each compared with its checksum."""

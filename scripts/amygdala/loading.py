@@ -1,0 +1,147 @@
+"""A model as capture needs it: the decoder's blocks up to the last target, without vocabulary head and other towers."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from amygdala.architecture import Decoder, check_causal, count_layers, cut, find_decoder, text_config
+from amygdala.errors import UserError, shown
+
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device for `auto`, `cuda`, `cpu` or `mps`; UserError where it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        wanted = next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there[wanted]:
+        raise UserError(f"device: {wanted} is not available here; set `device: auto` or another")
+    return torch.device(wanted)
+
+
+def set_threads(threads: int) -> None:
+    """Follow Snakemake's `threads`, in torch and in the tokenizer: several captures may share a machine."""
+    threads = max(1, threads)
+    torch.set_num_threads(threads)
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors for the next ones: fetching it anew from the system for each of them took a
+    CPU 10 to 15 % of a forward pass. Elsewhere nothing happens.
+    """
+    mmap_threshold, trim_threshold, most = -3, -1, 2**31 - 1
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, most)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No load report: what is left out is left out on purpose, and missing weights are checked below."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def model_class(config: Any) -> type[Any]:
+    """The class of transformers that holds the decoder of `config` without its vocabulary head. UserError where there is
+    none.
+    """
+    name = getattr(config, "model_type", "")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"model: {shown(name)} has an encoder and a decoder; amygdala reads causal language models alone")
+    try:
+        found = transformers.AutoModel._model_mapping[type(config)]
+    except KeyError:
+        raise UserError(f"model: transformers {transformers.__version__} has no decoder for {shown(name)}") from None
+    return found[0] if isinstance(found, tuple | list) else found
+
+
+def truncated(whole: type[Any], n_layers: int) -> type[Any]:
+    """`whole` with its first `n_layers` blocks and its text decoder alone.
+
+    The whole model is laid out without memory and then cut, by its own unchanged configuration: a shortened one would change
+    what some layers are (which share keys and values, which are hybrid, dense or sliding).
+    """
+
+    def build(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
+        whole.__init__(self, config, *arguments, **options)
+        cut(self, find_decoder(self, count_layers(config)), n_layers)
+
+    return type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
+
+
+def load_decoder(
+    source: str, revision: str | None, n_layers: int, dtype: str, device: torch.device, device_map: str | None = None
+) -> Decoder:
+    """The first `n_layers` blocks of a model and its embeddings, in eval mode on `device`, or spread as `device_map` says.
+
+    Weights come from safetensors alone, and only those that are needed are read. UserError where the folder lacks one of them
+    (transformers would fill it with random numbers), and where the model is no causal decoder.
+    """
+    where = {"pretrained_model_name_or_path": source, "revision": revision, "local_files_only": True}
+    with _quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(**where)
+            whole = model_class(config)
+            model, info = truncated(whole, n_layers).from_pretrained(
+                **where,
+                config=config,
+                dtype=TORCH_DTYPES[dtype],
+                device_map=device_map,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise UserError(f"model: {source} cannot be loaded: {_first_line(error)}") from None
+    model.eval()
+    if device_map is None:
+        model.to(device)
+    decoder = find_decoder(model, n_layers)
+    with torch.inference_mode():
+        check_causal(decoder)
+    missing = sorted(info["missing_keys"])
+    if missing or info["mismatched_keys"]:
+        problem = f"lacks {len(missing)} weights, {shown(missing[0])} first" if missing else "has weights of other shapes"
+        raise UserError(f"model: {source} {problem}; it does not fit its config.json")
+    return decoder
+
+
+def max_positions(source: str, revision: str | None) -> int | None:
+    """The longest sequence that the model's configuration allows, None where it names no limit."""
+    with _quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(source, revision=revision, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"model: {source} cannot be loaded: {_first_line(error)}") from None
+    return getattr(text_config(config), "max_position_embeddings", None)
+
+
+def load_tokenizer(source: str, revision: str | None) -> Any:
+    """The model's own tokenizer. UserError where there is none, or it cannot be loaded."""
+    with _quiet():
+        try:
+            return transformers.AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"model: {source} has no usable tokenizer: {_first_line(error)}") from None
