@@ -35,17 +35,28 @@ def paired(labelled: dict[str, set[str]], seed: int, at_most: int, at_least: int
     return job
 
 
-def goemotions(texts: int = 1500, emotions: int = 23, at_most: int = 60, seed: int = 0) -> Job:
-    """The `emotions` most common of GoEmotions (`neutral` left out) in `texts` training texts drawn by seed."""
+def goemotions_labels() -> dict[str, set[str]]:
+    """{text: labels} of GoEmotions' training texts. Ends the program with a word where the corpus is absent."""
     if not GOEMOTIONS.is_dir():
         raise SystemExit(f"the GoEmotions corpus is not here ({GOEMOTIONS}): nothing to measure on; try --corpus sample")
     names = (GOEMOTIONS / "labels.txt").read_text(encoding="utf-8").split()
     with (GOEMOTIONS / "train.tsv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if len(row) == 3]
-    unique = {text: {names[int(number)] for number in labels.split(",")} for text, labels, _ in rows}
+    return {text: {names[int(number)] for number in labels.split(",")} for text, labels, _ in rows}
+
+
+def goemotions_texts() -> list[str]:
+    """The unique texts, sorted."""
+    return sorted(goemotions_labels())
+
+
+def goemotions(texts: int = 1500, emotions: int = 23, at_most: int = 60, seed: int = 0) -> Job:
+    """The `emotions` most common of GoEmotions (`neutral` left out) in `texts` training texts drawn by seed."""
+    unique = goemotions_labels()
+    names = set().union(*unique.values())
     chosen = random.Random(seed).sample(sorted(unique), texts)
     labelled = {text: unique[text] for text in chosen}
-    common = sorted(set(names) - {"neutral"}, key=lambda name: -sum(name in labels for labels in labelled.values()))
+    common = sorted(names - {"neutral"}, key=lambda name: (-sum(name in labels for labels in labelled.values()), name))
     kept = set(common[:emotions])
     return paired({text: labels & kept for text, labels in labelled.items()}, seed, at_most, at_least=1)
 
@@ -62,6 +73,17 @@ def sample_graph(at_most: int = 60, seed: int = 0) -> Job:
 
 
 CORPORA = {"goemotions": goemotions, "sample": sample_graph}
+
+
+def texts_of(job: Job) -> list[str]:
+    """The unique texts of a job, sorted."""
+    return sorted({text for pairs in job.values() for pair in pairs for text in pair})
+
+
+def has_fast_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def count(job: Job) -> tuple[int, int]:

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from jobs import CACHE, CORPORA, HOME, Job, count, embedded_model
+from jobs import CACHE, CORPORA, HOME, Job, count, embedded_model, has_fast_bf16
 
 BATCHES = (4, 8, 16, 32, 64)
 
@@ -46,12 +46,6 @@ def contend(python: str, name: str, job: Path, model: Path, dtype: str, layers: 
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-
-
-def has_fast_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware."""
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def part(job: Job, share: int) -> Job:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amygdala.architecture import NoHeads, Projection, find_projections, run_until, states_of, text_config
+from amygdala.architecture import Decoder, NoHeads, Projection, find_projections, run_until, states_of, text_config
 from amygdala.batching import Batch, Budget
 from amygdala.errors import UserError
 from amygdala.loading import load_decoder, load_tokenizer
@@ -95,9 +95,20 @@ class Capture:
         device_map: str | None = None,
         tokenizer: Any = None,
     ) -> None:
-        self.layers, self.poolings, self.device = sorted(layers), list(poolings), device
         self.tokenizer = tokenizer or load_tokenizer(source, revision)
-        self.decoder = load_decoder(source, revision, self.layers[-1] + 1, dtype, device, device_map)
+        decoder = load_decoder(source, revision, max(layers) + 1, dtype, device, device_map)
+        self._attach(decoder, layers, poolings, device)
+
+    @classmethod
+    def of(cls, decoder: Decoder, layers: Sequence[int], poolings: Sequence[str], device: torch.device) -> Capture:
+        """A capture from a decoder that is in memory already; it has no tokenizer."""
+        capture = cls.__new__(cls)
+        capture.tokenizer = None
+        capture._attach(decoder, layers, poolings, device)
+        return capture
+
+    def _attach(self, decoder: Decoder, layers: Sequence[int], poolings: Sequence[str], device: torch.device) -> None:
+        self.decoder, self.layers, self.poolings, self.device = decoder, sorted(layers), list(poolings), device
         placed = self.decoder.module.get_input_embeddings().weight.device  # type: ignore[operator]
         self.input_device = device if placed.type == "meta" else placed
         config = text_config(self.decoder.module.config)
