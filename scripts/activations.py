@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -125,13 +126,14 @@ def forward(
         for wanted, positions in groups:
             capture.select(wanted)
             waiting: list[tuple[Batch, Captured]] = []
-            for batch in ahead(batches(texts, positions, encoder, capture.poolings, budget)):
-                made = capture.each(batch, budget, say)
-                for part, rows in waiting:
-                    buffer.add(part, rows)
-                waiting = made
-                tokens += int(batch.tokens.sum())
-                progress.add(len(batch), int(texts.chars[batch.positions].sum()), int(batch.tokens.sum()))
+            with contextlib.closing(ahead(batches(texts, positions, encoder, capture.poolings, budget))) as coming:
+                for batch in coming:
+                    made = capture.each(batch, budget, say)
+                    for part, rows in waiting:
+                        buffer.add(part, rows)
+                    waiting = made
+                    tokens += int(batch.tokens.sum())
+                    progress.add(len(batch), int(texts.chars[batch.positions].sum()), int(batch.tokens.sum()))
             for part, rows in waiting:
                 buffer.add(part, rows)
             buffer.flush()
@@ -247,6 +249,15 @@ def rate_of(chars: int, done: dict[str, Any], load_s: float, device: str) -> dic
     }
 
 
+def stop_on_terminate() -> None:
+    """Make SIGTERM (a cluster's time limit, scancel) end the job like Ctrl-C, so that complete rows are stored first."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
 def check_model(model: dict[str, Any], source: str, store: Path) -> None:
     """UserError where a model folder is no longer what the keys were made from, or a converted one is gone."""
     from amygdala.modelinfo import describe
@@ -260,6 +271,7 @@ def check_model(model: dict[str, Any], source: str, store: Path) -> None:
 
 if "snakemake" in globals():
     with job(snakemake, aloud=True) as say:
+        stop_on_terminate()
         params = snakemake.params
         indices = {pooling: Path(path) for pooling, path in zip(params.poolings, snakemake.output, strict=True)}
         check_model(params.model, params.settings["source"], space_of(snakemake.output[0]).parent.parent)

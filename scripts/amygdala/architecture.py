@@ -125,9 +125,16 @@ def states_of(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def embeddings_of(decoder: Decoder) -> torch.Tensor:
+    """The token embeddings [vocabulary, width], or the decoder's first weight where it does not tell them."""
+    try:
+        return decoder.module.get_input_embeddings().weight  # type: ignore[operator]
+    except (NotImplementedError, AttributeError):
+        return next(decoder.module.parameters())
+
+
 def _probe_ids(decoder: Decoder, batch: int, tokens: int) -> torch.Tensor:
-    embeddings = decoder.module.get_input_embeddings()  # type: ignore[operator]
-    weight = embeddings.weight
+    weight = embeddings_of(decoder)
     device = weight.device if weight.device.type != "meta" else torch.device("cpu")
     return (torch.arange(batch * tokens, device=device).reshape(batch, tokens) * 7 + 3) % int(weight.shape[0])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -162,7 +162,7 @@ def batches(
             del waiting[:count]
 
 
-def ahead(made: Iterator[Batch], depth: int = AHEAD) -> Iterator[Batch]:
+def ahead(made: Iterator[Batch], depth: int = AHEAD) -> Generator[Batch]:
     """The same batches, made in a thread of their own, up to `depth` before they are asked for."""
     with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
         try:

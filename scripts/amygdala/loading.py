@@ -108,16 +108,14 @@ def load_decoder(
                 **where,
                 config=config,
                 dtype=TORCH_DTYPES[dtype],
-                device_map=device_map,
+                device_map=device_map or {"": device},
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
             raise UserError(f"model: {source} cannot be loaded: {_first_line(error)}") from None
     model.eval()
-    if device_map is None:
-        model.to(device)
     decoder = find_decoder(model, n_layers)
     with torch.inference_mode():
         check_causal(decoder)

@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from amygdala.architecture import Decoder, NoHeads, Projection, find_projections, run_until, states_of, text_config
+from amygdala.architecture import (
+    Decoder,
+    NoHeads,
+    Projection,
+    embeddings_of,
+    find_projections,
+    run_until,
+    states_of,
+    text_config,
+)
 from amygdala.batching import Batch, Budget
 from amygdala.errors import UserError
 from amygdala.loading import load_decoder, load_tokenizer
@@ -109,7 +118,7 @@ class Capture:
 
     def _attach(self, decoder: Decoder, layers: Sequence[int], poolings: Sequence[str], device: torch.device) -> None:
         self.decoder, self.layers, self.poolings, self.device = decoder, sorted(layers), list(poolings), device
-        placed = self.decoder.module.get_input_embeddings().weight.device  # type: ignore[operator]
+        placed = embeddings_of(self.decoder).device
         self.input_device = device if placed.type == "meta" else placed
         config = text_config(self.decoder.module.config)
         with torch.inference_mode():
