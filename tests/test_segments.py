@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from amygdala import segments
 from amygdala.errors import UserError
-from amygdala.segments import HEADS, RESIDUAL, DamagedError, Held, Reader, Rows, held_rows, write_index, write_segment
+from amygdala.segments import HEADS, RESIDUAL, DamagedError, Held, Reader, Rows, as_keys, held_rows, write_index, write_segment
 
 HIDDEN, N_HEADS, HEAD_DIM = 5, 2, 3
 LAYOUT = {"n_heads": N_HEADS, "head_dim": HEAD_DIM}
@@ -40,13 +40,15 @@ def rows_of(numbers: Sequence[int], layer: int, heads: bool = True) -> Rows:
         np.stack([values_of(number, layer, HIDDEN) for number in numbers]),
         np.stack([values_of(number, layer, N_HEADS * HEAD_DIM) for number in numbers]) if heads else None,
         np.array([number + 100 for number in numbers]),
+        np.array([number % 5 for number in numbers]),
         np.array([number % 3 == 0 for number in numbers]),
     )
 
 
 def index_over(space: Path, name: str, numbers: Sequence[int], layers: Sequence[int], **stats: Any) -> Path:
     path = space / "index" / name
-    write_index(path, sorted(map(digest_of, numbers)), {layer: held_rows(space, layer) for layer in layers}, stats)
+    digests = as_keys(sorted(map(digest_of, numbers)))
+    write_index(path, digests, {layer: held_rows(space, layer) for layer in layers}, stats)
     return path
 
 
@@ -157,23 +159,94 @@ def test_index_over_a_text_that_is_not_held(store: Store) -> None:
     assert not (store.space / "index" / "wrong").exists()
 
 
+def digests_held(held: Held) -> list[str]:
+    return [digest.tobytes().hex() for digest in held.digests]
+
+
 def test_held_rows_reports_places_tokens_and_cuts(store: Store) -> None:
     lines, say = said()
     held = held_rows(store.space, 4, say)
     assert lines == []
     numbers = [number for flush in FLUSHES for number in flush]
-    assert set(held.places) == {bytes.fromhex(digest_of(number)) for number in numbers}
+    assert digests_held(held) == sorted(map(digest_of, numbers))
+    assert sorted(held.names) == sorted(store.paths[4, flush].name for flush in range(len(FLUSHES)))
     for flush, members in enumerate(FLUSHES):
         for row, number in enumerate(members):
-            digest = bytes.fromhex(digest_of(number))
-            assert held.places[digest] == (store.paths[4, flush].name, row)
-            assert held.tokens[digest] == number + 100
-            assert held.cut[digest] is (number % 3 == 0)
+            position = int(held.find(as_keys([digest_of(number)]))[0])
+            assert digests_held(held)[position] == digest_of(number)
+            assert (held.names[held.segment[position]], held.row[position]) == (store.paths[4, flush].name, row)
+            assert (held.tokens[position], held.pooled[position]) == (number + 100, number % 5)
+            assert held.cut[position] == (number % 3 == 0)
     assert held.layouts == {store.paths[4, flush].name: LAYOUT for flush in range(len(FLUSHES))}
 
 
+def held_of(digests: Sequence[str]) -> Held:
+    """What a store holds of `digests`, in sorted order: row number i is the ith's."""
+    keys = as_keys(sorted(digests))
+    rows = np.arange(len(keys), dtype=np.int32)
+    return Held(keys, np.zeros_like(rows), rows, rows, rows, np.zeros(len(keys), np.uint8), ["a"], {"a": LAYOUT})
+
+
+def awkward_digests(seed: int, count: int) -> list[str]:
+    """Digests of few different bytes, zeros at either end among them, some a prefix of others."""
+    draw = np.random.default_rng(seed)
+    made = {bytes(draw.choice([0, 1, 127, 128, 255], size=16)).hex() for _ in range(count)}
+    made |= {bytes([*draw.integers(0, 3, size=length), *[0] * (16 - length)]).hex() for length in range(17) for _ in range(3)}
+    return sorted(made)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_finding_digests(seed: int) -> None:
+    every = awkward_digests(seed, 40)
+    inside = every[::2]
+    held = held_of(inside)
+    asked = [*every, *reversed(every), every[0]]
+    expected = [inside.index(digest) if digest in inside else -1 for digest in asked]
+    found = held.find(as_keys(asked))
+    assert found.dtype == np.int64 and found.tolist() == expected
+    assert [held.has(digest) for digest in every] == [digest in inside for digest in every]
+    assert held.find(as_keys([])).tolist() == []
+    assert held_of([]).find(as_keys(every)).tolist() == [-1] * len(every)
+
+
+def test_digests_with_zero_bytes_at_the_end_go_through_the_store(tmp_path: Path) -> None:
+    digests = awkward_digests(9, 20)
+    rows = rows_of(range(len(digests)), 0)
+    rows.digests = digests[::-1]
+    write_segment(tmp_path, 0, rows, LAYOUT)
+    index = tmp_path / "index" / "a"
+    held = held_rows(tmp_path, 0)
+    assert digests_held(held) == [digest.tobytes().hex() for digest in as_keys(digests)] == digests
+    write_index(index, held.digests, {0: held}, {})
+    reader = Reader([index])
+    numbers = range(len(digests) - 1, -1, -1)
+    assert np.array_equal(reader.rows(0, RESIDUAL, digests), np.stack([values_of(n, 0, HIDDEN) for n in numbers]))
+    assert [reader.pooled(digest) for digest in digests] == [number % 5 for number in numbers]
+
+
+def test_a_hundred_thousand_digests_are_found() -> None:
+    draw = np.random.default_rng(0)
+    every = np.unique(draw.integers(0, 256, size=(100_000, 16), dtype=np.uint8), axis=0)
+    keys = every.view("S16").reshape(-1)
+    held = held_of([])
+    held.digests = np.sort(keys[::2])
+    place = {digest.tobytes(): position for position, digest in enumerate(held.digests)}
+    order = draw.permutation(len(keys))
+    assert held.find(keys[order]).tolist() == [place.get(digest.tobytes(), -1) for digest in keys[order]]
+
+
+@pytest.mark.parametrize("number", [0, 1, 5, 8, 23])
+def test_how_many_tokens_a_row_is_the_mean_of(store: Store, number: int) -> None:
+    reader = store.reader()
+    assert reader.pooled(digest_of(number)) == number % 5
+    with pytest.raises(KeyError):
+        reader.pooled(digest_of(99))
+
+
 def test_layer_that_the_store_does_not_know(tmp_path: Path) -> None:
-    assert held_rows(tmp_path, 3) == Held({}, {}, {}, {})
+    held = held_rows(tmp_path, 3)
+    assert (len(held.digests), held.names, held.layouts) == (0, [], {})
+    assert held.find(as_keys([digest_of(1)])).tolist() == [-1]
 
 
 def test_text_in_two_segments_is_read_from_one(tmp_path: Path) -> None:
@@ -215,9 +288,10 @@ def test_tensors_of_a_segment(tmp_path: Path) -> None:
     stored = load_file(path)
     assert stored["digests"].tolist() == [list(bytes.fromhex(digest_of(0))), list(bytes.fromhex(digest_of(1)))]
     assert (stored["tokens"].dtype, stored["tokens"].tolist()) == (np.dtype(np.int32), [100, 101])
+    assert (stored["pooled"].dtype, stored["pooled"].tolist()) == (np.dtype(np.int32), [0, 1])
     assert (stored["cut"].dtype, stored["cut"].tolist()) == (np.dtype(np.uint8), [1, 0])
     bare = load_file(write_segment(tmp_path, 13, rows_of([0, 1], 13, heads=False), NO_HEADS))
-    assert set(bare) == {"digests", "tokens", "cut", "residual", "residual_crc"}
+    assert set(bare) == {"digests", "tokens", "pooled", "cut", "residual", "residual_crc"}
 
 
 def test_segment_is_named_after_its_texts(tmp_path: Path) -> None:
@@ -260,7 +334,7 @@ def repair(store: Store) -> Reader:
     for layer in LAYERS:
         held = held_rows(store.space, layer)
         numbers = [number for flush in FLUSHES for number in flush]
-        lacking = [number for number in numbers if bytes.fromhex(digest_of(number)) not in held.places]
+        lacking = [number for number in numbers if not held.has(digest_of(number))]
         if lacking:
             rows = rows_of(lacking, layer, heads=layer != 7)
             write_segment(store.space, layer, rows, NO_HEADS if layer == 7 else LAYOUT)
@@ -454,13 +528,12 @@ def test_held_rows_sets_damaged_segments_aside(store: Store, damage: str) -> Non
     held = held_rows(store.space, 1, say)
     assert len(lines) == 1
     assert str(path) in lines[0] and "damaged" in lines[0] and "computed again" in lines[0]
-    lost = {bytes.fromhex(digest_of(number)) for number in FLUSHES[1]}
-    kept = {bytes.fromhex(digest_of(number)) for flush in (0, 2, 3) for number in FLUSHES[flush]}
-    assert set(held.places) == kept and not lost & set(held.tokens)
+    assert digests_held(held) == sorted(digest_of(number) for flush in (0, 2, 3) for number in FLUSHES[flush])
+    assert len(held.tokens) == len(held.pooled) == len(held.cut) == len(held.digests)
     assert path.name not in held.layouts
     assert not path.exists() and path.with_name(path.name + ".damaged").exists()
     lines.clear()
-    assert held_rows(store.space, 1, say) == held
+    assert digests_held(held_rows(store.space, 1, say)) == digests_held(held)
     assert lines == []
 
 
@@ -471,7 +544,7 @@ def test_held_rows_without_facts_in_the_metadata(store: Store) -> None:
     with_header(path, content[8 : 8 + length].replace(b'"facts"', b'"stcaf"'))
     lines, say = said()
     held = held_rows(store.space, 1, say)
-    assert bytes.fromhex(digest_of(FLUSHES[1][0])) not in held.places
+    assert not held.has(digest_of(FLUSHES[1][0]))
     assert len(lines) == 1 and str(path) in lines[0]
 
 
@@ -481,8 +554,40 @@ def test_held_rows_passes_over_files_that_are_no_segments(store: Store) -> None:
     (folder / "x.safetensors.damaged").write_bytes(b"bad")
     lines, say = said()
     held = held_rows(store.space, 1, say)
-    assert lines == [] and len(held.places) == sum(map(len, FLUSHES))
+    assert lines == [] and len(held.digests) == sum(map(len, FLUSHES))
     assert (folder / "x.safetensors.damaged").exists()
+
+
+@pytest.mark.parametrize("name", ["digests", "tokens", "pooled", "cut"])
+def test_held_rows_finds_a_flipped_bit_in_what_describes_the_rows(store: Store, name: str) -> None:
+    path = store.paths[4, 2]
+    begin, end = span(path, name)
+    for position in (begin, end - 1):
+        original = path.read_bytes()
+        flip(path, position)
+        lines, say = said()
+        held = held_rows(store.space, 4, say)
+        assert not held.has(digest_of(7)) and not held.has(digest_of(8)) and held.has(digest_of(0))
+        assert len(lines) == 1 and f"segment {path} is damaged: its checksum does not fit" in lines[0]
+        path.write_bytes(original)
+
+
+def test_flipped_bit_in_the_pooled_counts_of_an_index(store: Store) -> None:
+    flip(store.index_b, span(store.index_b, "pooled")[0])
+    with pytest.raises(UserError, match=rf"the index {store.index_b} is damaged: its checksum does not fit; it was removed"):
+        store.reader()
+    assert not store.index_b.exists() and store.index_a.exists()
+    assert repair(store).pooled(digest_of(21)) == 1
+
+
+@pytest.mark.parametrize("name", ["tokens", "pooled", "cut"])
+def test_segment_whose_columns_differ_in_length(tmp_path: Path, name: str) -> None:
+    rows = rows_of([0, 1], 0)
+    setattr(rows, name, getattr(rows, name)[:1])
+    path = write_segment(tmp_path, 0, rows, LAYOUT)
+    lines, say = said()
+    assert not held_rows(tmp_path, 0, say).has(digest_of(0))
+    assert len(lines) == 1 and f"segment {path} is damaged: unreadable" in lines[0]
 
 
 def test_tensor_that_is_not_there(store: Store) -> None:
@@ -513,7 +618,7 @@ def test_no_bit_of_a_segments_header_is_silent(tmp_path: Path, reads: str) -> No
         flip(path, position, position % 8)
         if reads == "places":
             held = held_rows(tmp_path, 0)
-            assert not held.places or held.layouts[path.name] == LAYOUT
+            assert not len(held.digests) or held.layouts[path.name] == LAYOUT
             continue
         try:
             for kind, width in ((RESIDUAL, HIDDEN), (HEADS, N_HEADS * HEAD_DIM)):
@@ -538,4 +643,5 @@ def test_no_bit_of_an_index_is_silent(tmp_path: Path) -> None:
             continue
         got = reader.rows(0, RESIDUAL, [digest_of(number) for number in range(5)])
         assert reader.layout(0) == LAYOUT
+        assert [reader.pooled(digest_of(number)) for number in range(5)] == list(range(5))
         assert np.array_equal(got, np.stack([values_of(number, 0, HIDDEN) for number in range(5)])), position
