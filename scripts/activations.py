@@ -122,24 +122,28 @@ def forward(
     progress = Progress(count, sum(int(texts.chars[positions].sum()) for _, positions in groups), say)
     start = time.monotonic()
     tokens = 0
+    waiting: list[tuple[Batch, Captured]] = []
+
+    def add_waiting() -> None:
+        while waiting:
+            buffer.add(*waiting.pop(0))
+
     try:
         for wanted, positions in groups:
             capture.select(wanted)
-            waiting: list[tuple[Batch, Captured]] = []
             with contextlib.closing(ahead(batches(texts, positions, encoder, capture.poolings, budget))) as coming:
                 for batch in coming:
                     made = capture.each(batch, budget, say)
-                    for part, rows in waiting:
-                        buffer.add(part, rows)
-                    waiting = made
+                    add_waiting()
+                    waiting.extend(made)
                     tokens += int(batch.tokens.sum())
                     progress.add(len(batch), int(texts.chars[batch.positions].sum()), int(batch.tokens.sum()))
-            for part, rows in waiting:
-                buffer.add(part, rows)
+            add_waiting()
             buffer.flush()
     except BaseException:
-        with contextlib.suppress(UserError, OSError):
-            buffer.flush()
+        for store in (add_waiting, buffer.flush):
+            with contextlib.suppress(Exception):
+                store()
         raise
     return {"texts": count, "tokens": tokens, "seconds": round(time.monotonic() - start, 3)}
 

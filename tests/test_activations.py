@@ -1,60 +1,24 @@
-"""Capture into a store: each text once a layer, whatever was there before, whatever goes wrong on the way."""
+"""Capture into a store: each text once a layer and pooling, whatever was there before."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 import activations
 import tiny
-from activations import capture_shard, shard_texts
 from amygdala import residual
+from amygdala.batching import Texts
 from amygdala.errors import UserError
-from amygdala.graph import split_tags
 from amygdala.keys import text_digest
 from amygdala.modelinfo import describe
-from amygdala.residual import Capture, Captured, Tokens
 from amygdala.segments import HEADS, RESIDUAL, Reader, held_rows, layer_folder, set_aside
-
-BEGINNINGS = [split_tags(raw)[0][: 50 + 9 * number] for number, raw in enumerate(tiny.sample_texts(18))]
-TEXTS = dict(sorted((text_digest(text), text) for text in BEGINNINGS))
-DIGESTS = list(TEXTS)
-
-
-def some(*positions: int | slice) -> dict[str, str]:
-    chosen = [d for position in positions for d in (DIGESTS[position] if isinstance(position, slice) else [DIGESTS[position]])]
-    return {digest: TEXTS[digest] for digest in sorted(chosen)}
-
-
-class Watch:
-    """What the model was asked to do: layers of each load, and the texts forwarded (as token ids)."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.loads: list[tuple[int, ...]] = []
-        self.forwarded: list[tuple[int, ...]] = []
-        real_init, real_forward = Capture.__init__, Capture._forward
-
-        def init(capture: Capture, source: str, revision: str | None, layers: Sequence[int], *rest: Any) -> None:
-            self.loads.append(tuple(layers))
-            real_init(capture, source, revision, layers, *rest)
-
-        def forward(capture: Capture, texts: Sequence[Tokens]) -> Captured:
-            self.forwarded.extend(tuple(text.ids) for text in texts)
-            return real_forward(capture, texts)
-
-        monkeypatch.setattr(Capture, "__init__", init)
-        monkeypatch.setattr(Capture, "_forward", forward)
-
-    def clear(self) -> None:
-        self.loads.clear()
-        self.forwarded.clear()
+from captures import DIGESTS, TEXTS, Run, Watch, assert_rows, ids_of, some
 
 
 @pytest.fixture
@@ -67,67 +31,9 @@ def tokenizer() -> Any:
     return tiny.make_tokenizer()
 
 
-class Run:
-    """A store in a folder of its own, and capture_shard with its many arguments."""
-
-    def __init__(self, folder: Path, model: Path) -> None:
-        self.space = folder / "space"
-        self.settings: dict[str, Any] = {
-            "source": str(model),
-            "revision": None,
-            "dtype": "fp32",
-            "pooling": "mean",
-            "device": "cpu",
-            "max_tokens": 2048,
-            "batch_tokens": 200,
-            "threads": 1,
-        }
-        self.lines: list[str] = []
-
-    def __call__(
-        self,
-        texts: dict[str, str],
-        layers: Sequence[int] = (1, 2),
-        name: str = "index",
-        flush_rows: int = 4096,
-        **settings: Any,
-    ) -> dict[str, Any]:
-        self.lines.clear()
-        options = {**self.settings, **settings}
-        return capture_shard(texts, layers, self.space / "index" / name, options, self.lines.append, flush_rows)
-
-    def reader(self, name: str = "index") -> Reader:
-        return Reader([self.space / "index" / name])
-
-    def segments(self, layer: int) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in sorted(layer_folder(self.space, layer).glob("*"))}
-
-    def stored(self, layer: int) -> list[str]:
-        """Digests in the segments of a layer, read by hand."""
-        paths = sorted(layer_folder(self.space, layer).glob("*.safetensors"))
-        return [row.tobytes().hex() for path in paths for row in load_file(path)["digests"]]
-
-
 @pytest.fixture
 def run(tmp_path: Path, tiny_model: Path) -> Run:
     return Run(tmp_path, tiny_model)
-
-
-def ids_of(tokenizer: Any, texts: dict[str, str]) -> list[tuple[int, ...]]:
-    return sorted(tuple(tokenizer(text)["input_ids"]) for text in texts.values())
-
-
-def assert_rows(run: Run, texts: dict[str, str], layers: Sequence[int], name: str = "index") -> None:
-    """The stored rows are those of a capture of each text alone."""
-    reader = run.reader(name)
-    with Capture(run.settings["source"], None, layers, "fp32", "mean", torch.device("cpu")) as capture:
-        for digest, text in texts.items():
-            alone = capture(residual.tokenize(capture.tokenizer, [text], 2048))
-            for layer in layers:
-                for kind, rows in ((RESIDUAL, alone.residual), (HEADS, alone.heads)):
-                    stored = reader.rows(layer, kind, [digest])[0]
-                    expected = rows[layer][0].numpy()
-                    assert np.linalg.norm(stored - expected) < 1e-5 * np.linalg.norm(expected)
 
 
 # what is forwarded
@@ -142,6 +48,7 @@ def test_each_unique_text_is_forwarded_once(run: Run, watch: Watch, tokenizer: A
     assert stats["tokens"] == stats["forwarded_tokens"] == tokens
     assert stats["cut_texts"] == 0
     assert run.lines[0] == f"{len(TEXTS)} unique texts, 0 in the store, {len(TEXTS)} to forward"
+    assert stats["short_texts"] == 0
     assert run.reader().stats == [stats]
     assert run.reader().layout(1) == {"n_heads": 4, "head_dim": 16}
     assert_rows(run, TEXTS, (1, 2))
@@ -179,7 +86,7 @@ def test_new_texts_forward_only_themselves(run: Run, watch: Watch, tokenizer: An
 def test_a_new_layer_captures_that_layer_alone(run: Run, watch: Watch, tokenizer: Any) -> None:
     run(TEXTS)
     before = {layer: run.segments(layer) for layer in (1, 2)}
-    times = {path: path.stat().st_mtime_ns for path in run.space.rglob("layer_*/*")}
+    times = {path: path.stat().st_mtime_ns for path in run.space().rglob("layer_*/*")}
     watch.clear()
     stats = run(TEXTS, layers=[0, 1, 2])
     assert watch.loads == [(0,)]
@@ -195,7 +102,7 @@ def test_new_texts_and_a_new_layer_together(run: Run, watch: Watch, tokenizer: A
     run(some(slice(0, 6)), layers=[1])
     watch.clear()
     stats = run(some(slice(0, 9)), layers=[1, 2])
-    assert sorted(watch.loads) == [(1, 2), (2,)]
+    assert watch.loads == [(1, 2)]
     assert sorted(watch.forwarded) == ids_of(tokenizer, some(slice(0, 9)))
     assert stats["forwarded_texts"] == 9
     assert sorted(run.stored(1)) == sorted(run.stored(2)) == DIGESTS[:9]
@@ -230,8 +137,10 @@ def test_small_flushes_give_several_segments_and_the_same_rows(
     run(TEXTS, flush_rows=4)
     assert len(run.segments(1)) == len(run.segments(2)) >= 3
     assert sorted(run.stored(1)) == sorted(run.stored(2)) == DIGESTS
-    lengths = {bytes.fromhex(digest): len(tokenizer(text)["input_ids"]) for digest, text in TEXTS.items()}
-    assert held_rows(run.space, 1).tokens == held_rows(run.space, 2).tokens == lengths
+    lengths = [len(tokenizer(text)["input_ids"]) for text in TEXTS.values()]
+    for layer in (1, 2):
+        held = held_rows(run.space(), layer)
+        assert held.tokens.tolist() == lengths and held.pooled.tolist() == [length - 1 for length in lengths]
     whole = Run(tmp_path / "whole", tiny_model)
     whole(TEXTS)
     assert len(whole.segments(1)) == 1
@@ -249,45 +158,13 @@ def test_a_flush_comes_as_soon_as_there_are_enough_rows(run: Run, monkeypatch: p
         return real(space, layer, rows, layout)
 
     monkeypatch.setattr(activations, "write_segment", write)
-    run(TEXTS, layers=[1], flush_rows=3, batch_tokens=1)  # batches of one text
+    run(TEXTS, layers=[1], flush_rows=3, batch_size=1)
     assert sizes == [3] * (len(TEXTS) // 3) + ([len(TEXTS) % 3] if len(TEXTS) % 3 else [])
-
-
-@pytest.mark.parametrize("writes", [2, 3])
-def test_killed_run_goes_on_where_it_was(
-    run: Run, watch: Watch, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, writes: int
-) -> None:
-    """Killed after `writes` segments: 2 are one flush of two layers, 3 leave the second flush without its layer 2."""
-    real = activations.write_segment
-    left: Iterator[int] = iter(range(writes))
-
-    def write(*arguments: Any) -> Path:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(activations, "write_segment", write)
-        run(TEXTS, flush_rows=4)
-    assert not (run.space / "index" / "index").exists()
-    assert not list(run.space.rglob("*.tmp"))
-    kept = {layer: run.segments(layer) for layer in (1, 2)}
-    assert [len(kept[1]), len(kept[2])] == [(writes + 1) // 2, writes // 2]
-    there = set(run.stored(1)) & set(run.stored(2))
-    assert 0 < len(there) < len(TEXTS)
-    watch.clear()
-    stats = run(TEXTS, flush_rows=4)
-    rest = {digest: text for digest, text in TEXTS.items() if digest not in there}
-    assert sorted(watch.forwarded) == ids_of(tokenizer, rest)
-    assert stats["forwarded_texts"] == len(rest)
-    assert all(kept[layer].items() < run.segments(layer).items() for layer in (1, 2))
-    assert sorted(run.stored(1)) == sorted(run.stored(2)) == DIGESTS
-    assert_rows(run, TEXTS, (1, 2))
 
 
 def test_damaged_segment_is_captured_again(run: Run, watch: Watch, tokenizer: Any) -> None:
     run(TEXTS, flush_rows=4)
-    path = sorted(layer_folder(run.space, 2).glob("*"))[0]
+    path = sorted(layer_folder(run.space(), 2).glob("*"))[0]
     lost = [row.tobytes().hex() for row in load_file(path)["digests"]]
     path.write_bytes(path.read_bytes()[:-1])
     watch.clear()
@@ -301,7 +178,7 @@ def test_damaged_segment_is_captured_again(run: Run, watch: Watch, tokenizer: An
 
 def test_segment_that_a_reader_set_aside_is_captured_again(run: Run, watch: Watch) -> None:
     run(TEXTS, flush_rows=4)
-    path = sorted(layer_folder(run.space, 1).glob("*"))[0]
+    path = sorted(layer_folder(run.space(), 1).glob("*"))[0]
     lost = len(load_file(path)["digests"])
     set_aside(path)
     watch.clear()
@@ -309,39 +186,7 @@ def test_segment_that_a_reader_set_aside_is_captured_again(run: Run, watch: Watc
     assert watch.loads == [(1,)]
 
 
-# what is refused, and what is counted
-
-
-@pytest.mark.parametrize("text", ["a", "", "<s>", "a</s></s>"])
-def test_text_without_content_tokens(run: Run, text: str) -> None:
-    digest = text_digest(text)
-    with pytest.raises(UserError, match=f"text {digest} .*has no content tokens.*min_content_chars") as caught:
-        run({**some(0, 1), digest: text})
-    assert repr(text) in str(caught.value)
-    assert not run.segments(1)
-    assert not (run.space / "index" / "index").exists()
-
-
-@pytest.mark.parametrize("kind", [RESIDUAL, HEADS])
-@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
-def test_rows_that_are_not_finite(run: Run, monkeypatch: pytest.MonkeyPatch, kind: str, bad: float) -> None:
-    texts = some(slice(0, 6))
-    target = tuple(tiny.make_tokenizer()(texts[DIGESTS[3]])["input_ids"])
-    real = Capture._forward
-
-    def forward(capture: Capture, batch: Sequence[Tokens]) -> Captured:
-        captured = real(capture, batch)
-        for row, tokens in enumerate(batch):
-            if tuple(tokens.ids) == target:
-                getattr(captured, kind)[2][row, 5] = bad
-        return captured
-
-    monkeypatch.setattr(Capture, "_forward", forward)
-    with pytest.raises(UserError, match=f"layer 2: the activations of text {DIGESTS[3]} are not finite") as caught:
-        run(texts)
-    assert "set dtype to bf16 or fp32" in str(caught.value)
-    assert not (run.space / "index" / "index").exists()
-    assert DIGESTS[3] not in run.stored(1) + run.stored(2)
+# what is counted
 
 
 def test_cut_texts_are_counted(run: Run, watch: Watch, tokenizer: Any) -> None:
@@ -369,64 +214,13 @@ def test_texts_longer_than_the_model_allows_are_cut(run: Run, watch: Watch) -> N
     assert stats["cut_texts"] == 1
 
 
-def test_batches_keep_to_the_budget(run: Run, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 300 < len(TEXTS) * max(len(ids) for ids in ids_of(tokenizer, TEXTS)) < 2048
-    shapes: list[tuple[int, int]] = []
-    real = Capture._forward
-
-    def forward(capture: Capture, batch: Sequence[Tokens]) -> Captured:
-        shapes.append((len(batch), max(len(text.ids) for text in batch)))
-        return real(capture, batch)
-
-    monkeypatch.setattr(Capture, "_forward", forward)
-    run(TEXTS, batch_tokens=300)
-    assert all(rows * width <= 300 or rows == 1 for rows, width in shapes)
-    assert len(shapes) < len(TEXTS)
-    shapes.clear()
-    run(TEXTS, batch_tokens="auto", layers=[0])
-    assert len(shapes) == len(
-        residual.batches([len(tiny.make_tokenizer()(text)["input_ids"]) for text in TEXTS.values()], 2048)
-    )
-
-
 def test_a_shard_reads_rows_that_another_wrote(run: Run, watch: Watch) -> None:
     run(some(slice(0, 9)), name="a")
     run(some(slice(9, None)), name="b")
-    reader = Reader([run.space / "index" / "a", run.space / "index" / "b"])
+    reader = Reader([run.index(name="a"), run.index(name="b")])
     assert reader.rows(1, RESIDUAL, DIGESTS).shape == (len(DIGESTS), 48)
     watch.clear()
     assert run(TEXTS, name="c")["forwarded_texts"] == 0
-
-
-# shards and examples
-
-
-def examples_file(path: Path, texts: dict[str, str]) -> Path:
-    examples = [{"digest": d, "polarity": "positive", "split": "train", "text": text} for d, text in texts.items()]
-    path.write_text(json.dumps({"emotion": path.stem, "examples": examples}))
-    return path
-
-
-@pytest.mark.parametrize("shards", [1, 2, 3, 7, 40])
-def test_shards_partition_the_texts(tmp_path: Path, shards: int) -> None:
-    joy, awe = some(slice(0, 12)), some(slice(6, None))
-    files = [examples_file(tmp_path / "joy.json", joy), examples_file(tmp_path / "awe.json", awe)]
-    parts = [shard_texts(files, shard, shards) for shard in range(shards)]
-    assert sum(map(len, parts)) == len(TEXTS)
-    assert {digest: text for part in parts for digest, text in part.items()} == TEXTS
-    reverse = [shard_texts(files[::-1], shard, shards) for shard in range(shards)]
-    assert parts == reverse
-    assert all(list(part) == sorted(part) for part in parts + reverse)
-    if shards in (2, 3):
-        assert all(parts)
-
-
-def test_missing_layers_groups_texts_by_what_they_lack(run: Run) -> None:
-    run(some(0, 1), layers=[1])
-    run(some(1, 2), layers=[2])
-    held = {layer: held_rows(run.space, layer) for layer in (2, 1)}
-    groups = activations.missing_layers(DIGESTS[:4], held)
-    assert groups == {(2,): [DIGESTS[0]], (1,): [DIGESTS[2]], (1, 2): [DIGESTS[3]]}
 
 
 def test_model_folder_that_changed_meanwhile(tmp_path: Path, tiny_model: Path) -> None:
@@ -444,11 +238,123 @@ def test_model_folder_that_changed_meanwhile(tmp_path: Path, tiny_model: Path) -
     activations.check_model({**model, "kind": "hub"}, "org/name", tmp_path / "store")
 
 
-def test_many_bytes_are_flushed_before_many_rows(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activations, "FLUSH_BYTES", 4 * (48 + 64) * 3)
-    texts = {text_digest(f"Text number {n} with some words"): f"Text number {n} with some words" for n in range(7)}
-    index = tmp_path / "space" / "index" / "a.safetensors"
-    settings = {"source": str(tiny_model), "revision": None, "dtype": "fp32", "pooling": "mean", "device": "cpu"}
-    settings = {**settings, "max_tokens": 64, "batch_tokens": 1, "threads": 1}
-    activations.capture_shard(dict(sorted(texts.items())), [1], index, settings, lambda line: None)
-    assert len(list((tmp_path / "space" / "layer_001").glob("*.safetensors"))) == 3
+def test_batches_keep_to_budget_and_cap(run: Run, watch: Watch, tokenizer: Any) -> None:
+    assert 300 < sum(len(ids) for ids in ids_of(tokenizer, TEXTS)) < 2048
+    run(TEXTS, batch_tokens=300)
+    assert all(rows * width <= 300 or rows == 1 for rows, width in watch.shapes)
+    assert 1 < len(watch.shapes) < len(TEXTS)
+    run(TEXTS, layers=[0], batch_tokens="auto")
+    assert watch.shapes[-1][0] == len(TEXTS)
+    watch.clear()
+    run(TEXTS, layers=[3], batch_tokens="auto", batch_size=4)
+    assert max(rows for rows, _ in watch.shapes) == 4
+    assert len(watch.shapes) == -(-len(TEXTS) // 4)
+
+
+def test_one_percent_new_texts_cost_one_percent_of_the_passes(run: Run, watch: Watch) -> None:
+    texts = {text_digest(text): text for text in (f"Text number {number}, warm." for number in range(202))}
+    old = dict(list(texts.items())[:200])
+    run(old, layers=[0], batch_size=4, batch_tokens="auto")
+    assert (len(watch.forwarded), len(watch.shapes)) == (200, 50)
+    watch.clear()
+    assert run(texts, layers=[0], batch_size=4, batch_tokens="auto")["forwarded_texts"] == 2
+    assert (len(watch.forwarded), len(watch.shapes)) == (2, 1)
+
+
+# poolings
+
+
+POOLINGS = ("from_token:30", "last", "mean")
+
+
+def test_several_poolings_in_one_pass(run: Run, watch: Watch, tokenizer: Any) -> None:
+    texts = {digest: text for digest, text in TEXTS.items() if len(tokenizer(text)["input_ids"]) > 30}
+    assert len(texts) > 5
+    stats = run(texts, poolings=POOLINGS)
+    assert watch.loads == [(1, 2)]
+    assert sorted(watch.forwarded) == ids_of(tokenizer, texts)
+    assert stats["forwarded_texts"] == len(texts)
+    assert_rows(run, texts, (1, 2), poolings=POOLINGS)
+    lengths = [len(tokenizer(text)["input_ids"]) - 1 for text in texts.values()]
+    for pooling, counts in (("mean", lengths), ("last", [1] * len(lengths)), ("from_token:30", [n - 29 for n in lengths])):
+        assert [run.reader(pooling=pooling).pooled(digest) for digest in texts] == counts
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_pooling_that_comes_later_is_forwarded_for_alone(run: Run, watch: Watch, tokenizer: Any, order: int) -> None:
+    run(TEXTS)
+    before = {layer: run.segments(layer) for layer in (1, 2)}
+    times = {path: path.stat().st_mtime_ns for path in run.space().rglob("layer_*/*")}
+    watch.clear()
+    stats = run(TEXTS, poolings=("mean", "last")[::order], name="both")
+    assert watch.loads == [(1, 2)]
+    assert sorted(watch.forwarded) == ids_of(tokenizer, TEXTS)
+    assert all(given == {("last", 1), ("last", 2)} for given in watch.given)
+    assert stats["forwarded_texts"] == len(TEXTS)
+    assert {layer: run.segments(layer) for layer in (1, 2)} == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert_rows(run, TEXTS, (1, 2), "both", ("mean", "last"))
+
+
+def test_layers_and_poolings_partly_missing(run: Run, watch: Watch, tokenizer: Any) -> None:
+    """Each text goes through once, for what it lacks: the first three the lot but mean 1, and so on."""
+    run(some(slice(0, 3)), layers=[1])
+    run(some(slice(2, 6)), layers=[2], poolings=["last"], sample=list(TEXTS.values()))
+    run(some(5, 6), layers=[1, 2], poolings=["mean", "last"], sample=list(TEXTS.values()))
+    watch.clear()
+    both = ("mean", "last")
+    every = {(pooling, layer) for pooling in both for layer in (1, 2)}
+    stats = run(some(slice(0, 8)), poolings=both, batch_size=1)
+    assert watch.loads == [(1, 2)]
+    lacks = dict.fromkeys((0, 1), every - {("mean", 1)}) | {2: every - {("mean", 1), ("last", 2)}}
+    lacks |= dict.fromkeys((3, 4), every - {("last", 2)}) | {7: every}
+    expected = {ids_of(tokenizer, some(position))[0]: pairs for position, pairs in lacks.items()}
+    assert dict(zip(watch.forwarded, watch.given, strict=True)) == expected
+    assert len(watch.forwarded) == len(expected) == stats["forwarded_texts"]
+    for pooling in both:
+        for layer in (1, 2):
+            assert sorted(run.stored(layer, pooling)) == DIGESTS[:8]
+    assert_rows(run, some(slice(0, 8)), (1, 2), poolings=both)
+
+
+def test_only_layers_that_are_missing_are_run(run: Run, watch: Watch) -> None:
+    run(some(0, 1), layers=[3])
+    watch.clear()
+    run(some(0, 1), layers=[0, 3])
+    assert watch.loads == [(0,)]
+    assert "loading layers 0 to 0 on cpu in fp32 for layers [0], pooling mean" in run.lines
+
+
+def test_texts_too_short_for_a_pooling_have_no_row(run: Run, watch: Watch, tokenizer: Any) -> None:
+    lengths = {digest: len(tokenizer(text)["input_ids"]) for digest, text in TEXTS.items()}
+    first = sorted(lengths.values())[6]  # content is one less: six texts, and those of just that length, fall short
+    pooling = f"from_token:{first}"
+    short = [digest for digest, length in lengths.items() if length - 1 < first]
+    assert 6 < len(short) < len(TEXTS)
+    stats = run(TEXTS, poolings=[pooling])
+    assert stats["short_texts"] == len(short)
+    assert f"warning: {len(short)} texts are too short for pooling {pooling} and have no row" in run.lines
+    reader = run.reader(pooling=pooling)
+    for digest, length in lengths.items():
+        assert reader.pooled(digest) == max(0, length - first)
+        assert bool(reader.rows(1, RESIDUAL, [digest]).any()) is bool(reader.rows(2, HEADS, [digest]).any())
+        assert bool(reader.rows(1, RESIDUAL, [digest]).any()) is (digest not in short)
+    assert_rows(run, {digest: text for digest, text in TEXTS.items() if digest not in short}, (1, 2), poolings=[pooling])
+    watch.clear()
+    again = run(TEXTS, poolings=[pooling], name="again")
+    assert (watch.loads, again["forwarded_texts"], again["short_texts"]) == ([], 0, len(short))
+    assert run(TEXTS, poolings=[pooling, "mean"])["short_texts"] == 0
+    assert run.reader(pooling=pooling).stats[0]["short_texts"] == len(short)
+
+
+def test_what_texts_lack(run: Run) -> None:
+    run(some(0, 1), layers=[1])
+    run(some(1, 2), layers=[2])
+    held = {("mean", layer): held_rows(run.space(), layer) for layer in (2, 1)}
+    groups = activations.lacking(Texts(some(slice(0, 4)).items()), held)
+    assert {tuple(pairs): positions.tolist() for pairs, positions in groups} == {
+        (("mean", 2),): [0],
+        (("mean", 1),): [2],
+        (("mean", 1), ("mean", 2)): [3],
+    }
+    assert activations.lacking(Texts(some(1).items()), held) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import heads
 import snapshot
 import tiny
 import vectors
-from amygdala import residual
+from amygdala import loading
+from amygdala.batching import shard_texts
 from amygdala.corpus import make_index
 from amygdala.exampleset import HELD_OUT, TRAIN, read_examples
 from amygdala.graph import read_snapshot
 from amygdala.plan import Corpus, Rules
-from amygdala.segments import Reader, Rows, held_rows, unpack_digests, write_index, write_segment
+from amygdala.segments import Reader, Rows, as_keys, held_rows, unpack_digests, write_index, write_segment
 from amygdala.sources import Graph
 
 EMOTIONS = ["calm", "joy", "warmth"]
@@ -30,10 +32,12 @@ RULES = Rules(8, None, 0, 40, 40, 2, 0.2, 0, "curated", 1, 9, tuple(EMOTIONS), (
 SETTINGS = {
     "revision": None,
     "dtype": "fp32",
-    "pooling": "mean",
+    "template": None,
     "device": "cpu",
+    "device_map": None,
     "max_tokens": 64,
     "batch_tokens": 4096,
+    "batch_size": None,
     "threads": 2,
 }
 
@@ -75,13 +79,19 @@ def captured(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tupl
         for emotion, path in zip(EMOTIONS, files, strict=True):
             examples.make_examples(corpus, emotion, stored, path)
     seen: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        load = residual.load_tokenizer
-        patch.setattr(residual, "load_tokenizer", lambda *where: Spy(load(*where), seen))
-        index = folder / "space" / "index" / "shard_0.safetensors"
-        texts = activations.shard_texts(files, 0, 1)
-        activations.capture_shard(texts, [1, 2], index, {**SETTINGS, "threads": 2, "source": str(tiny_model)}, quiet)
+    index = folder / "space" / "index" / "shard_0.safetensors"
+    capture(tiny_model, files, {"mean": index}, seen)
     return index, files, seen
+
+
+def capture(model: Path, files: list[Path], indices: dict[str, Path], seen: list[str], **settings: Any) -> None:
+    """Capture the texts of the example files at layers 1 and 2; every text that reaches the tokenizer goes into `seen`."""
+    with pytest.MonkeyPatch.context() as patch:
+        load = loading.load_tokenizer
+        patch.setattr(loading, "load_tokenizer", lambda *where: Spy(load(*where), seen))
+        texts, sample = shard_texts(map(str, files), 0, 1)
+        options = {**SETTINGS, "source": str(model), **settings}
+        activations.capture_shard(texts, [1, 2], indices, options, quiet, sample=sample)
 
 
 def test_the_tag_line_never_reaches_the_tokenizer(captured: tuple[Path, list[Path], list[str]]) -> None:
@@ -98,13 +108,31 @@ def test_the_tag_line_never_reaches_the_tokenizer(captured: tuple[Path, list[Pat
         assert text not in tagged or not text.endswith(tagged[text])
 
 
+def test_the_tag_line_reaches_the_tokenizer_in_no_chat_and_no_check(
+    captured: tuple[Path, list[Path], list[str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    """With a chat template, and with `last`, for which texts are tokenized before their turn."""
+    _, files, texts = captured
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
+    tokenizer.save_pretrained(model)
+    seen: list[str] = []
+    index = tmp_path / "space" / "index" / "shard_0.safetensors"
+    capture(model, files, {"last": index}, seen, template={"role": "user", "system": None})
+    assert set(seen) == {f"<s>user\n{text}</s>\n" for text in texts}
+    assert len(seen) > len(texts)
+    for chat in seen:
+        assert not [line for line in chat.removesuffix("</s>\n").splitlines() if TAG_LINE.fullmatch(line)], chat
+
+
 def figures(index: Path, files: list[Path], folder: Path) -> dict[str, bytes]:
     """Bytes of all vectors and head files worked out from the rows behind `index`."""
     reader = Reader([index])
     for emotion, path in zip(EMOTIONS, files, strict=True):
         out = {layer: folder / emotion / f"layer_{layer}.safetensors" for layer in (1, 2)}
-        vectors.make_vectors(emotion, path, reader, "mean_difference", out)
-        heads.make_heads(path, reader, {layer: place.with_suffix(".json") for layer, place in out.items()})
+        vectors.make_vectors(emotion, path, reader, "mean_difference", out, 2)
+        heads.make_heads(emotion, path, reader, {layer: place.with_suffix(".json") for layer, place in out.items()}, 2)
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("layer_*"))}
 
 
@@ -118,10 +146,11 @@ def poisoned(index: Path, digests: set[str], folder: Path) -> Path:
         hit = np.array([digest in digests for digest in everything])
         for rows in values.values():
             rows[hit] = 1e6
-        none = np.zeros(len(everything))
-        write_segment(space, layer, Rows(everything, values["residual"], values["heads"], none, none), reader.layout(layer))
+        counts = np.ones(len(everything))
+        rows = Rows(everything, values["residual"], values["heads"], counts, counts, 0 * counts)
+        write_segment(space, layer, rows, reader.layout(layer))
     target = space / "index" / "shard_0.safetensors"
-    write_index(target, everything, {layer: held_rows(space, layer) for layer in (1, 2)}, {})
+    write_index(target, as_keys(everything), {layer: held_rows(space, layer) for layer in (1, 2)}, {})
     return target
 
 

@@ -82,8 +82,10 @@ class Budget:
         return count * longest <= self.tokens and (self.texts is None or count <= self.texts)
 
     def halve(self, failed: int) -> None:
-        """After a batch of `failed` padded tokens ran out of memory: at most half of it from now on."""
-        self.tokens = max(1, min(self.tokens, failed) // 2)
+        """After a batch of `failed` padded tokens ran out of memory: at most half of it from now on. Batches that were made
+        ahead, and fail too, halve it no further.
+        """
+        self.tokens = max(1, min(self.tokens, failed // 2))
 
 
 @dataclass

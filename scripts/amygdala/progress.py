@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 def duration(seconds: float) -> str:
     """Seconds as 42 s, 3 min 05 s or 2 h 10 min."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"

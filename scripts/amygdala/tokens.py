@@ -97,7 +97,7 @@ class Encoder:
 
     Raw: the tokenizer's own special tokens are added; content is all but the sequence's first token, whose activation is an
     outlier in most decoders (Xiao et al., 2309.17453), and the special ones. Template: content is what lies wholly inside the
-    text, special tokens left out. Longer texts are cut at the end to `max_tokens`.
+    text, these left out alike. Longer texts are cut at the end to `max_tokens`.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int, template: Mapping[str, Any] | None = None) -> None:
@@ -130,6 +130,7 @@ class Encoder:
         for ids, offsets, (_, start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], placed, strict=True):
             spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)
             content = (spans[:, 0] >= start) & (spans[:, 1] <= end) & (spans[:, 0] < spans[:, 1])
+            content[:1] = False
             result.append(self._tokens(np.array(ids, dtype=np.int32), content))
         return result
 
