@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,15 @@ def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
         ({"target_layers": [1]}, {"index", "quality", "release"}),
         ({"target_layers": ["1", "2"]}, set()),  # as the command line gives them
         ({"pooling": "last"}, ALL_ROWS),
+        ({"pooling": ["last", "mean"]}, ALL_ROWS),
+        ({"pooling": ["mean"]}, {"release"}),  # the manifest repeats the setting
+        ({"pooling": ["mean", "last"]}, {"index", "release"}),
+        ({"pooling": ["mean", "from_token:9", "last"]}, {"index", "release"}),
+        ({"template": {"role": "user"}}, ALL_ROWS),
+        ({"template": {"role": "user", "system": None}}, ALL_ROWS),
+        ({"target_layers": "all"}, {"index", "quality", "release"}),
+        ({"device_map": "auto"}, set()),
+        ({"batch_size": 3}, set()),
         ({"max_tokens": 1024}, ALL_ROWS),
         ({"dtype": "bf16"}, ALL_ROWS | {"model"}),
         ({"dtype": "fp32"}, {"release"}),  # what auto stands for; the manifest repeats the setting
@@ -205,6 +215,48 @@ def test_a_setting_changes(config: dict[str, Any], overrides: dict[str, Any], ex
     assert changed(make_build(config), make_build(config, **overrides)) == expected
 
 
+def test_vectors_are_made_from_the_first_pooling(config: dict[str, Any]) -> None:
+    spaces = {name: make_build(config, pooling=name).space_key for name in ("mean", "last", "from_token:9")}
+    assert len(set(spaces.values())) == 3
+    for order in itertools.permutations(spaces):
+        build = make_build(config, pooling=list(order))
+        assert build.poolings == list(order)
+        assert build.space_keys == [spaces[name] for name in order], "each has the space that it has alone"
+        assert build.spaces == [f"store/activations/{spaces[name]}" for name in order]
+        assert build.vector_keys == make_build(config, pooling=order[0]).vector_keys
+        assert build.head_keys == make_build(config, pooling=order[0]).head_keys
+        assert build.indices == [build.captured(0)[0]] and spaces[order[0]] in build.indices[0]
+        assert [Path(path).parent.parent.name for path in build.all_indices] == build.space_keys
+        assert build.facts()["pooling"] == order[0]
+        assert build.facts()["keys"]["activations"] == spaces[order[0]]
+
+
+@pytest.mark.parametrize("spelling", ["from_token: 9", {"from_token": 9}, ["from_token:9", {"from_token": 9}]], ids=str)
+def test_a_pooling_is_one_in_every_spelling(config: dict[str, Any], spelling: Any) -> None:
+    before = make_build(config, pooling="from_token:9")
+    after = make_build(config, pooling=spelling)
+    assert changed(before, after) == {"release"}
+    assert after.facts()["pooling"] == "from_token:9"
+
+
+def test_another_token_another_role_and_another_prompt_are_other_rows(config: dict[str, Any]) -> None:
+    given: list[dict[str, Any]] = [
+        {"pooling": "from_token:9"},
+        {"pooling": "from_token:10"},
+        {"template": {"role": "user"}},
+        {"template": {"role": "assistant"}},
+        {"template": {"role": "user", "system": "You keep a journal."}},
+        {"template": {"role": "user", "system": "You keep a diary."}},
+    ]
+    assert len({make_build(config, **each).space_key for each in given}) == len(given)
+
+
+def test_facts_say_the_template(config: dict[str, Any]) -> None:
+    template = {"role": "assistant", "system": "You keep a journal."}
+    facts = make_build(config, template=template).facts()
+    assert facts["template"] == facts["config"]["template"] == template
+
+
 def test_shards_share_the_texts(config: dict[str, Any]) -> None:
     build = make_build(config, shards=3)
     assert len(build.index_keys) == len(set(build.index_keys)) == 3
@@ -216,7 +268,10 @@ def test_a_shard_without_texts_has_no_index(config: dict[str, Any]) -> None:
     build = make_build(config, shards=300)
     filled = [shard for shard, part in enumerate(build.plan.shards) if part["texts"]]
     assert 0 < len(filled) <= 60
-    assert build.indices == [build.index(shard) for shard in filled]
+    assert build.indices == [build.captured(shard)[0] for shard in filled] == build.all_indices
+    both = make_build(config, shards=300, pooling=["last", "mean"])
+    assert both.indices == [both.captured(shard)[0] for shard in filled]
+    assert both.all_indices == [path for shard in filled for path in both.captured(shard)]
 
 
 @pytest.mark.parametrize(

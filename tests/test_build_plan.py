@@ -355,8 +355,9 @@ def test_facts_hold_no_path_and_no_environment(config: dict[str, Any], tmp_path:
         assert private not in facts
     assert "graph.jsonl" not in facts
     defaults = yaml.safe_load((REPOSITORY / "config.yaml").read_text(encoding="utf-8"))
-    run_only = {"graph", "snapshot", "max_lost_nodes", "store", "results", "model", "device", "batch_tokens", "shards"}
-    assert build.facts()["config"].keys() == defaults.keys() - run_only - {"emotions_per_job"}
+    run_only = {"graph", "snapshot", "max_lost_nodes", "store", "results", "model", "shards", "emotions_per_job"}
+    run_only |= {"device", "device_map", "batch_tokens", "batch_size"}
+    assert build.facts()["config"].keys() == defaults.keys() - run_only
     assert "/" not in facts
 
 
@@ -389,7 +390,7 @@ def test_facts_say_where_the_numbers_come_from(config: dict[str, Any]) -> None:
     assert facts["config"]["bad_nodes"] == "skip"
     assert facts["keys"] == {"activations": build.space_key, "quality": build.quality_key}
     assert set(facts["versions"]) == set(LIBRARIES)
-    assert (facts["pooling"], facts["method"]) == ("mean", "mean_difference")
+    assert (facts["pooling"], facts["template"], facts["method"]) == ("mean", None, "mean_difference")
 
 
 def test_selections(config: dict[str, Any]) -> None:
@@ -433,7 +434,7 @@ def test_a_tilde_is_the_home_folder(config: dict[str, Any], tmp_path: Path, monk
     assert (build.store, build.results) == (str(tmp_path / "home/stored"), str(tmp_path / "home/made"))
     assert build.current.graph.inputs == [str(tmp_path / "home/s.jsonl")]
     assert Path(build.current.index_path).is_file() and build.snapshot.startswith(f"{tmp_path}/home/stored/")
-    places = [build.quality, build.overview, build.space, build.model_ready, *build.indices, *build.examples("joy").split()]
+    places = [build.quality, build.overview, *build.spaces, build.model_ready, *build.indices, *build.examples("joy").split()]
     places += [*build.vectors("joy"), *build.heads("joy"), *build.release(build.selections["readout"])]
     assert all(place.startswith(f"{tmp_path}/home/stored/") for place in places)
     assert build.marker(build.selections["readout"]).startswith(f"{tmp_path}/home/made/.current/")
@@ -452,15 +453,15 @@ def test_batches_hold_each_emotion_once_in_few_even_lists(number: int) -> None:
 
 
 def test_what_the_capture_loads(config: dict[str, Any], tmp_path: Path) -> None:
-    build = make_build(config, batch_tokens=64, device="cpu")
+    template = {"role": "user", "system": "Listen."}
+    settings = {"device": "cpu", "device_map": "auto", "batch_tokens": 64, "batch_size": 3, "template": template}
+    build = make_build(config, **settings)
     assert build.capture_settings() == {
         "source": str(tmp_path / "model"),
         "revision": None,
         "dtype": "fp32",
-        "pooling": "mean",
         "max_tokens": 2048,
-        "batch_tokens": 64,
-        "device": "cpu",
+        **settings,
     }
     embedded = make_build(config, model="embedded")
     assert embedded.model_source() == (f"store/models/{embedded.model_key}", None)

@@ -206,15 +206,32 @@ def test_texts_that_lack_a_row_at_any_layer_are_forwarded(tmp_path: Path) -> Non
     none = np.zeros(12)
     for layer, digests in held.items():
         rows = np.zeros((len(digests), 4), dtype=np.float32)
-        write_segment(
-            tmp_path, layer, Rows(digests, rows, None, none[: len(digests)], none[: len(digests)]), {"reason": "none"}
-        )
+        write_segment(tmp_path, layer, Rows(digests, rows, None, *(none[: len(digests)],) * 3), {"reason": "none"})
     (tmp_path / "rate.json").write_text(json.dumps(RATE))
-    found = script.to_forward(corpus.index, corpus, ["joy"], [1, 2], tmp_path)
+    found = script.to_forward(corpus.index, corpus, ["joy"], [1, 2], [tmp_path])
     assert found == Forward(10, 20, sum(len(text(n)) for n in range(10, 20)), RATE)
-    assert script.to_forward(corpus.index, corpus, ["joy"], [1], tmp_path).texts == 8
-    assert script.to_forward(corpus.index, corpus, ["joy"], [1], tmp_path / "none") == Forward(
+    assert script.to_forward(corpus.index, corpus, ["joy"], [1], [tmp_path]).texts == 8
+    assert script.to_forward(corpus.index, corpus, ["joy"], [1], [tmp_path / "none"]) == Forward(
         20, 20, found.chars + sum(len(text(n)) for n in range(10)), None
+    )
+
+
+def test_texts_that_lack_a_row_in_any_space_are_forwarded(tmp_path: Path) -> None:
+    """Two poolings: the estimate goes by the first one's last capture."""
+    corpus = corpus_of(graph(20, joy=range(6)), rules())
+    held = {"one": range(12), "two": range(4, 16)}
+    for space, numbers in held.items():
+        digests = [digest_of(text(n)) for n in numbers]
+        rows = np.zeros((len(digests), 4), dtype=np.float32)
+        write_segment(tmp_path / space, 1, Rows(digests, rows, None, *(np.zeros(len(digests)),) * 3), {"reason": "none"})
+    (tmp_path / "one" / "rate.json").write_text(json.dumps(RATE))
+    spaces = [tmp_path / "one", tmp_path / "two"]
+    lacking = sorted(set(range(20)) - (set(held["one"]) & set(held["two"])))
+    assert script.to_forward(corpus.index, corpus, ["joy"], [1], spaces) == Forward(
+        len(lacking), 20, sum(len(text(n)) for n in lacking), RATE
+    )
+    assert script.to_forward(corpus.index, corpus, ["joy"], [1], spaces[1:]) == Forward(
+        8, 20, sum(len(text(n)) for n in range(20) if n not in held["two"]), None
     )
 
 

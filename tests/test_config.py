@@ -11,7 +11,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from amygdala.config import check, resolve_layers, with_numbers
+from amygdala.config import check, poolings, resolve_layers, with_numbers
 from amygdala.errors import UserError
 from tiny import REPOSITORY
 
@@ -37,6 +37,30 @@ def refused(folder: Path, text: str) -> str:
     with pytest.raises(UserError) as caught:
         check(merged(yaml.safe_load(path.read_text(encoding="utf-8"))), SCHEMA, [CONFIG, path])
     return str(caught.value).replace(str(path), "FILE")
+
+
+# Poolings as they may be written, and what each means
+POOLINGS: list[tuple[Any, list[str]]] = [
+    ("mean", ["mean"]),
+    ("last", ["last"]),
+    ("from_token:50", ["from_token:50"]),
+    ("from_token: 50", ["from_token:50"]),
+    ("from_token:1", ["from_token:1"]),
+    ("from_token:999999", ["from_token:999999"]),
+    ({"from_token": 50}, ["from_token:50"]),
+    (["mean"], ["mean"]),
+    (["last", "mean"], ["last", "mean"]),
+    (["mean", {"from_token": 50}, "last"], ["mean", "from_token:50", "last"]),
+    (["from_token:9", "from_token:50"], ["from_token:9", "from_token:50"]),
+    # the same in several spellings counts once, at its first place
+    ([{"from_token": 50}, "from_token: 50", "mean", "from_token:50"], ["from_token:50", "mean"]),
+]
+TEMPLATES: list[Any] = [
+    None,
+    *({"role": role} for role in ("user", "assistant", "system")),
+    {"role": "user", "system": None},
+    {"role": "assistant", "system": "You keep a journal."},
+]
 
 
 # The defaults
@@ -85,7 +109,8 @@ def test_the_comments_name_all_allowed_words() -> None:
     enums = {key: rule["enum"] for key, rule in properties.items() if "enum" in rule}
     assert len(enums) >= 5
     for key, words in enums.items():
-        assert [word for word in words if not re.search(rf"\b{word}\b", keys[key])] == [], key
+        told = ["null" if word is None else word for word in words]
+        assert [word for word in told if not re.search(rf"\b{word}\b", keys[key])] == [], key
 
 
 @pytest.mark.parametrize(
@@ -100,6 +125,11 @@ def test_the_comments_name_all_allowed_words() -> None:
         {"batch_tokens": 1},
         {"target_layers": [18, 0, 0.5, 1.0]},
         {"pooling": "last", "dtype": "fp16", "device": "cuda"},
+        *({"pooling": given} for given, _ in POOLINGS),
+        *({"device_map": given} for given in (None, "auto", "balanced", "sequential")),
+        *({"batch_size": given} for given in (None, 1, 4096)),
+        *({"template": given} for given in TEMPLATES),
+        {"target_layers": "all"},
         {"shards": 1024},
         {"max_negative_mentions": 0},
         {"bad_nodes": "skip", "max_lost_nodes": 0, "snapshot": "any/where.jsonl"},
@@ -222,9 +252,39 @@ WRONG: list[tuple[str, str, str]] = [
     ("model", "{name: x}", "expected embedded, a folder, a .gguf file, or a hub id"),
     ("dtype", "float32", r"'float32' is not one of \['auto', 'bf16', 'fp16', 'fp32'\]"),
     ("device", "gpu", r"'gpu' is not one of \['auto', 'cuda', 'cpu', 'mps'\]"),
-    ("target_layers", "18", "18 is not of type 'array'; expected a list of layer indices from 0 and depths from 0 to 1"),
+    ("target_layers", "18", "18 is not of type 'array', 'string'; expected a list of layer indices .* from 0 to 1, or all"),
+    ("target_layers", "every", "'every' does not match .*; expected a list of layer indices from 0 and depths .*, or all"),
+    ("target_layers", "'12'", "'12' does not match .*; expected a list of layer indices"),
     ("target_layers", "[]", "expected a list of layer indices from 0 and depths from 0 to 1"),
-    ("pooling", "max", r"'max' is not one of \['mean', 'last'\]"),
+    ("device_map", "cuda:0", r"'cuda:0' is not one of \[None, 'auto', 'balanced', 'sequential'\]"),
+    ("device_map", "{'': 0}", r"\{'': 0\} is not one of \["),
+    ("pooling", "max", "'max' is not one of the allowed values; expected mean, last, from_token:N .N at least 1., or a list"),
+    ("pooling", "null", "'None' is not one of the allowed values; expected mean, last, from_token:N"),
+    ("pooling", "50", "'50' is not one of the allowed values; expected mean, last, from_token:N"),
+    ("pooling", "from_token", "'from_token' is not one of the allowed values; expected mean, last, from_token:N"),
+    ("pooling", "from_token:0", "'from_token:0' is not one of the allowed values; expected mean, last, from_token:N"),
+    ("pooling", "from_token:-1", "'from_token:-1' is not one of the allowed values"),
+    ("pooling", "from_token:1.5", "'from_token:1.5' is not one of the allowed values"),
+    ("pooling", "from_token:050", "'from_token:050' is not one of the allowed values"),
+    (
+        "pooling",
+        "{from_token: 0}",
+        r"\"\{'from_token': 0\}\" is not one of the allowed values; expected mean, last, from_token:N",
+    ),
+    ("pooling", "{from_token: 5.0}", r"\"\{'from_token': 5.0\}\" is not one of the allowed values"),
+    ("pooling", "{from_token: '5'}", r"\{'from_token': '5'\}\" is not one of the allowed values"),
+    ("pooling", "{first: 5}", r"\{'first': 5\}\" is not one of the allowed values"),
+    ("pooling", "[]", r"'\[\]' is not one of the allowed values; expected mean, last, from_token:N"),
+    ("pooling", "[mean, max]", r"'mean', 'max'\].* is not one of the allowed values; expected mean, last, from_token:N"),
+    ("pooling", "[mean, mean]", "is not one of the allowed values; expected mean, last, from_token:N .* or a list of these"),
+    ("pooling", "[[mean]]", "is not one of the allowed values; expected mean, last, from_token:N"),
+    ("template", "chat", "'chat' is not of type 'object', 'null'; expected null, or .role: user, assistant or system; system:"),
+    ("template", "{system: Hello.}", "'role' is missing; expected null, or .role: user, assistant or system; system:"),
+    ("template", "{}", "'role' is missing; expected null, or .role: user"),
+    ("template", "true", "True is not of type 'object', 'null'; expected null, or .role: user"),
+    ("batch_size", "0", "0 is less than the minimum of 1; expected a number of texts or null"),
+    ("batch_size", "auto", "'auto' is not of type 'integer', 'null'; expected a number of texts or null"),
+    ("batch_size", "2.0", "2.0 is not of type 'integer', 'null'; expected a number of texts or null"),
     ("max_tokens", "1", "1 is less than the minimum of 2"),
     ("max_tokens", "2k", "'2k' is not of type 'integer'"),
     ("batch_tokens", "0", "'0' is not one of the allowed values; expected auto or a number of tokens"),
@@ -329,6 +389,46 @@ def test_numbers_of_the_command_line_inside_lists_and_mappings() -> None:
     assert config["target_layers"] == [12, 0.6, "x"]
     assert config["emotions"]["top"] == 5 and config["emotions"]["curated"] == ["7"]
     assert config["graph"] == "8"
+
+
+# Poolings and templates
+
+
+@pytest.mark.parametrize(("given", "meant"), POOLINGS, ids=str)
+def test_poolings(given: Any, meant: list[str]) -> None:
+    assert poolings(given) == meant
+
+
+@pytest.mark.parametrize(("given", "meant"), POOLINGS, ids=str)
+def test_poolings_as_yaml_gives_them(given: Any, meant: list[str]) -> None:
+    assert poolings(yaml.safe_load(yaml.safe_dump({"pooling": given}))["pooling"]) == meant
+
+
+def test_a_mapping_written_in_yaml_is_a_pooling(tmp_path: Path) -> None:
+    """`from_token: 50` without quotes is a mapping, in a list and alone."""
+    for text, meant in (("from_token: 50", ["from_token:50"]), ("[mean, from_token: 50]", ["mean", "from_token:50"])):
+        given = yaml.safe_load(f"pooling: {text}" if text[0] == "[" else f"pooling:\n  {text}")
+        check(merged(given), SCHEMA, [CONFIG])
+        assert poolings(given["pooling"]) == meant
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("role: robot", r"FILE:4: 'template\.role': 'robot' is not one of \['user', 'assistant', 'system'\]"),
+        ("role: user\n  system: ''", r"FILE:5: 'template\.system': '' (is too short|should be non-empty)"),
+        ("role: user\n  system: 3", r"FILE:5: 'template\.system': 3 is not of type 'string', 'null'"),
+        ("role: user\n  sytem: Hello.", r"FILE:5: unknown key 'sytem' in 'template'\. Did you mean 'system'\?"),
+    ],
+)
+def test_wrong_value_inside_template_is_named_with_its_path(tmp_path: Path, text: str, message: str) -> None:
+    told = refused(tmp_path, f"template:\n  {text}")
+    assert re.match(message, told), told
+
+
+def test_all_layers() -> None:
+    for n_layers in (1, 2, 30, 64):
+        assert resolve_layers("all", n_layers) == [*range(n_layers)]
 
 
 # Layers

@@ -29,6 +29,11 @@ def unit_vector(concept: str, layer: int) -> np.ndarray:
     return (direction / np.linalg.norm(direction)).astype(np.float32)
 
 
+def used_of(concept: str) -> dict[str, int]:
+    """Training texts with a row, as a vector's file says."""
+    return {"positive": 10 + CONCEPTS.index(concept), "negative": 20}
+
+
 @pytest.fixture
 def release(tmp_path: Path) -> tuple[Path, Path]:
     """vectors.safetensors and manifest.json from make_release."""
@@ -36,10 +41,26 @@ def release(tmp_path: Path) -> tuple[Path, Path]:
     for concept in CONCEPTS:
         files[concept] = {layer: tmp_path / "store" / f"{concept}.{layer}" for layer in LAYERS}
         for layer, path in files[concept].items():
-            write_vector(path, unit_vector(concept, layer), {})
+            write_vector(path, unit_vector(concept, layer), {"used": used_of(concept)})
     stats = [
-        {"unique_texts": 5, "forwarded_texts": 2, "tokens": 50, "forwarded_tokens": 20, "cut_texts": 1, "seconds": 1.5},
-        {"unique_texts": 6, "forwarded_texts": 0, "tokens": 60, "forwarded_tokens": 0, "cut_texts": 2, "seconds": 0.0},
+        {
+            "unique_texts": 5,
+            "forwarded_texts": 2,
+            "tokens": 50,
+            "forwarded_tokens": 20,
+            "cut_texts": 1,
+            "short_texts": 3,
+            "seconds": 1.5,
+        },
+        {
+            "unique_texts": 6,
+            "forwarded_texts": 0,
+            "tokens": 60,
+            "forwarded_tokens": 0,
+            "cut_texts": 2,
+            "short_texts": 4,
+            "seconds": 0.0,
+        },
     ]
     outputs = {"vectors": tmp_path / "out" / "vectors.safetensors", "manifest": tmp_path / "out" / "manifest.json"}
     readout.make_release(files, LAYERS, stats, {"joy": {"train": 3}}, {"pooling": "mean"}, outputs)
@@ -88,6 +109,7 @@ def test_files_of_a_release_as_a_server_reads_them(release: tuple[Path, Path]) -
             assert abs(math.hypot(*row) - 1) < 1e-6
     assert told["concepts"] == CONCEPTS and told["layers"] == LAYERS and told["hidden_size"] == HIDDEN
     assert told["vectors_sha256"] == hashlib.sha256(vectors.read_bytes()).hexdigest()
+    assert told["used"] == {concept: used_of(concept) for concept in CONCEPTS}
     assert told["pooling"] == "mean" and told["counts"] == {"joy": {"train": 3}}
     assert told["capture"] == {
         "unique_texts": 11,
@@ -95,6 +117,7 @@ def test_files_of_a_release_as_a_server_reads_them(release: tuple[Path, Path]) -
         "tokens": 110,
         "forwarded_tokens": 20,
         "cut_texts": 3,
+        "short_texts": 7,
     }
 
 
@@ -254,7 +277,7 @@ def test_make_release_loads_what_it_wrote(tmp_path: Path, facts: dict[str, Any])
     files = {concept: {layer: tmp_path / f"{concept}.{layer}" for layer in LAYERS} for concept in CONCEPTS}
     for concept in CONCEPTS:
         for layer in LAYERS:
-            write_vector(files[concept][layer], unit_vector(concept, layer), {})
+            write_vector(files[concept][layer], unit_vector(concept, layer), {"used": used_of(concept)})
     with pytest.raises(UserError):
         readout.make_release(files, LAYERS, [], {}, facts, {"vectors": tmp_path / "v", "manifest": tmp_path / "m"})
 

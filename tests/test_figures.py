@@ -20,7 +20,7 @@ import quality
 import vectors
 from amygdala.errors import UserError
 from amygdala.segments import HEADS, RESIDUAL
-from amygdala.vectorfile import read_vector, write_vector
+from amygdala.vectorfile import read_facts, read_vector, write_vector
 
 SIDES = ("positive", "negative")
 
@@ -36,6 +36,7 @@ class StubReader:
         self.values: dict[tuple[int, str, str], np.ndarray] = {}
         self.layouts = layouts or {}
         self.read: list[tuple[int, str]] = []
+        self.short: set[str] = set()
 
     def put(self, layer: int, kind: str, digests: Sequence[str], values: np.ndarray) -> None:
         for digest, row in zip(digests, values.astype(np.float32), strict=True):
@@ -49,6 +50,10 @@ class StubReader:
 
     def layout(self, layer: int) -> dict[str, Any]:
         return self.layouts[layer]
+
+    def pooled(self, digest: str) -> int:
+        """Texts in `short` have no row."""
+        return 0 if digest in self.short else 7
 
 
 def digests(split: str, side: str, count: int) -> list[str]:
@@ -135,7 +140,7 @@ def test_only_training_rows_are_read(tmp_path: Path) -> None:
     examples = examples_file(tmp_path / "joy.json", (4, 6), held_out=(3, 5))
     reader = vector_reader([2, 5])
     outputs = {5: tmp_path / "joy" / "layer_005.safetensors", 2: tmp_path / "joy" / "layer_002.safetensors"}
-    assert list(vectors.make_vectors("joy", examples, reader, "mean_difference", outputs)) == [2, 5]
+    assert list(vectors.make_vectors("joy", examples, reader, "mean_difference", outputs, 2)) == [2, 5]
     for layer, path in outputs.items():
         vector = load_file(path)["vector"]
         assert vector.dtype == np.float32 and vector.shape == (5,)
@@ -146,6 +151,7 @@ def test_only_training_rows_are_read(tmp_path: Path) -> None:
         with safe_open(path, "np") as file:
             facts = json.loads(file.metadata()["facts"])
         assert (facts["emotion"], int(facts["layer"]), facts["method"]) == ("joy", layer, "mean_difference")
+        assert facts["used"] == {"positive": 4, "negative": 6}
         assert float(facts["length"]) == pytest.approx(length)
 
 
@@ -155,12 +161,12 @@ def test_only_missing_layers_are_written(tmp_path: Path) -> None:
     kept, made = tmp_path / "layer_002.safetensors", tmp_path / "layer_005.safetensors"
     kept.write_bytes(b"as it was")
     os.utime(kept, ns=(1_000_000_000, 2_000_000_000))
-    assert list(vectors.make_vectors("joy", examples, reader, "mean_difference", {2: kept, 5: made})) == [5]
+    assert list(vectors.make_vectors("joy", examples, reader, "mean_difference", {2: kept, 5: made}, 2)) == [5]
     assert kept.read_bytes() == b"as it was"
     assert kept.stat().st_mtime_ns == 2_000_000_000
     assert made.exists() and {layer for layer, _ in reader.read} == {5}
     before = made.read_bytes(), made.stat().st_mtime_ns
-    assert list(vectors.make_vectors("joy", examples, StubReader(), "mean_difference", {2: kept, 5: made})) == []
+    assert list(vectors.make_vectors("joy", examples, StubReader(), "mean_difference", {2: kept, 5: made}, 2)) == []
     assert (made.read_bytes(), made.stat().st_mtime_ns) == before
 
 
@@ -170,8 +176,47 @@ def test_identical_sides_have_no_vector(tmp_path: Path) -> None:
     for side in SIDES:
         reader.put(3, RESIDUAL, digests("train", side, 2), np.array([[1.0, 2.0], [3.0, 4.0]]))
     with pytest.raises(UserError, match="emotion 'joy', layer 3: the positives and negatives do not differ"):
-        vectors.make_vectors("joy", examples, reader, "mean_difference", {3: tmp_path / "v"})
+        vectors.make_vectors("joy", examples, reader, "mean_difference", {3: tmp_path / "v"}, 2)
     assert not (tmp_path / "v").exists()
+
+
+SHORT = {"positive": [1, 3], "negative": [0]}  # of 4 and 6 training texts
+
+
+def with_short(reader: StubReader, layer: int, kind: str) -> None:
+    """Texts too short for the pooling: asking for their rows is a KeyError."""
+    for side, numbers in SHORT.items():
+        for number in numbers:
+            digest = digests("train", side, 6)[number]
+            reader.short.add(digest)
+            reader.values.pop((layer, kind, digest))
+
+
+def test_texts_without_a_row_count_in_no_vector(tmp_path: Path) -> None:
+    examples, reader = examples_file(tmp_path / "joy.json", (4, 6)), vector_reader([2])
+    means = []
+    for side, numbers in (("positive", (0, 2)), ("negative", (1, 2, 3, 4, 5))):
+        rows = [reader.values[2, RESIDUAL, digest_of(f"train {side} {n}")].astype(np.float64) for n in numbers]
+        means.append(sum(rows) / len(rows))
+    with_short(reader, 2, RESIDUAL)
+    assert vectors.make_vectors("joy", examples, reader, "mean_difference", {2: tmp_path / "v"}, 2) == [2]
+    difference = means[0] - means[1]
+    assert np.allclose(read_vector(tmp_path / "v"), difference / math.hypot(*difference.tolist()), atol=1e-7)
+    assert read_facts(tmp_path / "v")["used"] == {"positive": 2, "negative": 5}
+
+
+def test_too_few_texts_with_a_row_name_the_emotion(tmp_path: Path) -> None:
+    examples, reader = examples_file(tmp_path / "joy.json", (4, 6)), vector_reader([2])
+    with_short(reader, 2, RESIDUAL)
+    message = (
+        "^emotion 'joy': only 2 of 4 positive training texts are long enough for the pooling, min_examples is 3: choose a "
+        "smaller from_token, or exclude the emotion$"
+    )
+    with pytest.raises(UserError, match=message):
+        vectors.make_vectors("joy", examples, reader, "mean_difference", {2: tmp_path / "v"}, 3)
+    with pytest.raises(UserError, match=message):
+        heads.make_heads("joy", examples, reader, {2: tmp_path / "h"}, 3)
+    assert not (tmp_path / "v").exists() and not (tmp_path / "h").exists()
 
 
 # heads
@@ -274,7 +319,7 @@ def test_head_files(tmp_path: Path) -> None:
     outputs = {layer: tmp_path / f"layer_{layer}.json" for layer in (4, 2, 1)}
     outputs[4].write_bytes(b"as it was")
     os.utime(outputs[4], ns=(1_000_000_000, 2_000_000_000))
-    assert heads.make_heads(examples, reader, outputs) == [1, 2]
+    assert heads.make_heads("joy", examples, reader, outputs, 2) == [1, 2]
     assert outputs[4].read_bytes() == b"as it was" and outputs[4].stat().st_mtime_ns == 2_000_000_000
     assert json.loads(outputs[2].read_text()) == {"layer": 2, "no_heads": "a gated delta net"}
     made = json.loads(outputs[1].read_text())
@@ -284,6 +329,19 @@ def test_head_files(tmp_path: Path) -> None:
         head: (pytest.approx(raw_norms[head]), pytest.approx(selectivities[head])) for head in (0, 1)
     }
     assert set(reader.read) == {(1, HEADS)}
+
+
+def test_texts_without_a_row_count_in_no_head(tmp_path: Path) -> None:
+    examples, reader = examples_file(tmp_path / "joy.json", (4, 6)), StubReader({1: {"n_heads": 2, "head_dim": 3}})
+    random = np.random.default_rng(3)
+    values = {side: random.standard_normal((count, 6)).astype(np.float32) for side, count in zip(SIDES, (4, 6), strict=True)}
+    for side, rows in values.items():
+        reader.put(1, HEADS, digests("train", side, len(rows)), rows)
+    with_short(reader, 1, HEADS)
+    assert heads.make_heads("joy", examples, reader, {1: tmp_path / "h"}, 2) == [1]
+    raw_norms, _ = loop_figures(values["positive"][[0, 2]], values["negative"][1:], 2)
+    made = json.loads((tmp_path / "h").read_text())
+    assert {head: norm for head, norm, _ in made["heads"]} == {0: pytest.approx(raw_norms[0]), 1: pytest.approx(raw_norms[1])}
 
 
 # quality
@@ -393,6 +451,7 @@ def test_quality_report(tmp_path: Path) -> None:
         assert made["macro_auc"][str(layer)] == {"mean": pytest.approx(sum(aucs) / 2), "emotions": 2}
         assert {other for other, _ in made["emotions"]["joy"]["nearest"][str(layer)]} == {"sadness", "awe"}
     joy = made["emotions"]["joy"]
+    assert joy["without_row"] == 0
     assert joy["counts"] == {"train": {"positive": 4, "negative": 6}, "held_out": {"positive": 5, "negative": 9}}
     assert joy["per_head"]["1"] == {"k": 10, "heads": [[head, 30.0 - head, None] for head in range(10)]}
     assert joy["per_head"]["2"] == {"no_heads": "a gated delta net"}
@@ -403,6 +462,25 @@ def test_quality_without_any_held_out_text(tmp_path: Path) -> None:
     made = quality.make_quality(emotions, [1], StubReader({1: {"n_heads": 14, "head_dim": 2}}), tmp_path / "quality.json")
     assert made["macro_auc"] == {"1": {"mean": None, "emotions": 0}}
     assert made["emotions"]["joy"]["nearest"] == {"1": []}
+
+
+def test_quality_leaves_out_texts_without_a_row(tmp_path: Path) -> None:
+    """The reader would raise on their rows. Training texts without one are counted too."""
+    emotions = {"joy": quality_files(tmp_path, "joy", (5, 4), [1])}
+    vector = read_vector(emotions["joy"]["vectors"][1]).tolist()
+    reader = StubReader({1: {"n_heads": 14, "head_dim": 2}})
+    scores: dict[str, list[float]] = {}
+    for side, count, short in (("positive", 5, (0, 4)), ("negative", 4, (2,))):
+        rows = np.random.default_rng(count).standard_normal((count, 5)).astype(np.float32)
+        kept = [n for n in range(count) if n not in short]
+        reader.put(1, RESIDUAL, [digests("held_out", side, count)[n] for n in kept], rows[kept])
+        reader.short |= {digests("held_out", side, count)[n] for n in short}
+        scores[side] = [sum(a * b for a, b in zip(rows[n].tolist(), vector, strict=True)) for n in kept]
+    reader.short.add(digests("train", "negative", 6)[5])
+    joy = quality.make_quality(emotions, [1], reader, tmp_path / "quality.json")["emotions"]["joy"]
+    assert joy["held_out_auc"]["1"] == pytest.approx(counted_auc(scores["positive"], scores["negative"]), abs=1e-12)
+    assert joy["without_row"] == 4
+    assert joy["counts"]["held_out"] == {"positive": 5, "negative": 4}, "counts are of the examples"
 
 
 def test_an_auc_of_zero_counts_in_the_mean(tmp_path: Path) -> None:

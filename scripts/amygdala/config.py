@@ -82,6 +82,8 @@ def _wrong(error: ValidationError, files: Iterable[str | Path], prefix: Sequence
         missing = next(key for key in schema["required"] if key not in instance)
         if prefix:
             return f"{where}'{name}': a source of this kind needs the key '{missing}' (docs/sources.md)"
+        if "description" in schema:
+            return f"{where}'{name}': '{missing}' is missing; expected {schema['description']}"
         return f"config: missing key '{name + '.' if name else ''}{missing}'; the default stands in amygdala's own config.yaml"
     expected = error.schema.get("description") if isinstance(error.schema, dict) else None
     expected = f"; expected {expected}" if expected else ""
