@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,6 +142,31 @@ def test_an_error_midway_keeps_the_rows_that_are_complete(
     watch.clear()
     run(TEXTS)
     assert sorted(watch.forwarded) == ids_of(tokenizer, {d: text for d, text in TEXTS.items() if d not in forwarded})
+    assert_rows(run, TEXTS, (1, 2))
+
+
+def test_a_time_limit_of_the_cluster_keeps_the_rows_that_are_complete(
+    run: Run, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in the sixth pass; without the handler it would end this process."""
+    calls: Iterator[int] = iter(range(5))
+
+    def call(capture: Capture, batch: Batch) -> Captured:
+        if next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return REAL(capture, batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        activations.stop_on_terminate()
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+            patch.setattr(Capture, "__call__", call)
+            run(TEXTS, batch_size=1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert sorted(run.stored(1)) == sorted(run.stored(2)) == sorted(longest_first(tokenizer)[:5])
+    run(TEXTS)
     assert_rows(run, TEXTS, (1, 2))
 
 
