@@ -345,6 +345,23 @@ def test_a_consumer_that_stops_early_ends_the_thread() -> None:
     assert made.count <= 3
 
 
+def test_batches_that_nobody_waits_for_are_not_made() -> None:
+    gate = threading.Event()
+    made = Made()
+
+    def gated() -> Iterator[Batch]:
+        for number, batch in enumerate(made):
+            yield batch
+            if not number:
+                gate.wait(20)
+
+    coming = ahead(gated(), 9)
+    next(coming)
+    threading.Timer(0.3, gate.set).start()
+    coming.close()
+    assert made.count <= 2
+
+
 def test_a_consumer_that_fails_ends_the_thread() -> None:
     with pytest.raises(RuntimeError, match="the model failed"):
         for _ in ahead(iter(Made())):

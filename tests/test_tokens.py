@@ -20,7 +20,7 @@ TEXTS = [*tiny.sample_texts(6), "Hm, so.", "Two\n\nparagraphs,  with   spaces.",
 
 CHATML = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
 TRIM = "<s>{% for m in messages %}[{{ m['role'] }}]\n\n{{ m['content'] | trim }}</s>{% endfor %}"
-WORDS = "<s>{% for m in messages %}{{ '(' + m.role + ') ' }}{{ m.content }} that was all. {% endfor %}"
+WORDS = "<s>{% for m in messages %}{{ '(' + m.role + ') ' }}{{ m.content }}that was all. {% endfor %}"
 BARE = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
 REWRITES = "<s>{% for m in messages %}{{ m['content'] | replace('warm', 'mild') }}</s>{% endfor %}"
@@ -40,7 +40,7 @@ def trimmed(role: str, system: str | None, text: str) -> Chat:
 
 
 def words(role: str, system: str | None, text: str) -> Chat:
-    return "<s>" + (f"(system) {system} that was all. " if system else "") + f"({role}) ", text, " that was all. "
+    return "<s>" + (f"(system) {system}that was all. " if system else "") + f"({role}) ", text, "that was all. "
 
 
 def bare(role: str, system: str | None, text: str) -> Chat:
@@ -199,7 +199,7 @@ def test_content_tokens_of_a_chat_are_exactly_those_of_the_text(kind: str, role:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("text", ["  led and followed by spaces \n\n", "\nline\n", "\tx y\t"])
+@pytest.mark.parametrize("text", ["  led and followed by spaces \n\n", "\nline\n", "\tx y\t", "One space "])
 def test_white_space_around_a_text_in_a_chat(kind: str, text: str) -> None:
     template, by_hand = KINDS[kind]
     assert_tokens(encoder(template), text, by_hand("user", None, text))
@@ -317,6 +317,10 @@ def test_texts_that_all_end_in_the_same_token_are_refused(count: int, template: 
 @pytest.mark.parametrize("where", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, len(SAME) - 1])
 def test_one_text_that_ends_otherwise_is_enough(where: int) -> None:
     check_last_tokens(encoder(), [*SAME[:where], "Text of another end!", *SAME[where + 1 :]])
+
+
+def test_texts_that_end_alike_chunk_by_chunk_are_no_ground_to_refuse() -> None:
+    check_last_tokens(encoder(), [*SAME[:CHUNK], *(text.replace(".", "!") for text in SAME[:CHUNK])])
 
 
 @pytest.mark.parametrize("texts", [[], ["One text alone."], ["One text alone.", "a", "</s>"]])
