@@ -14,6 +14,7 @@ from amygdala.batching import Batch, Budget, Texts, ahead, batches, shard_texts
 from amygdala.errors import UserError
 from amygdala.files import remember
 from amygdala.job import job
+from amygdala.keys import text_digest
 from amygdala.progress import Progress
 from amygdala.segments import Held, Rows, held_rows, space_of, unpack_digests, write_index, write_segment
 from amygdala.tokens import Encoder, check_last_tokens
@@ -166,7 +167,8 @@ def run_model(
     max_tokens = min(settings["max_tokens"], limit or settings["max_tokens"])
     encoder = Encoder(tokenizer, max_tokens, settings["template"])
     if "last" in spaces:
-        rest = (texts.text(position) for position in range(len(texts)))
+        known = {text_digest(text) for text in sample}
+        rest = (texts.text(position) for position in range(len(texts)) if texts.hex(position) not in known)
         check_last_tokens(encoder, itertools.chain(sample, rest))
     pairs = sorted({pair for wanted, _ in groups for pair in wanted})
     layers, poolings = sorted({layer for _, layer in pairs}), [name for name in spaces if name in {p for p, _ in pairs}]

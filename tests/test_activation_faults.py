@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,9 +115,6 @@ def test_rows_are_flushed_when_the_last_flush_is_long_ago(run: Run, monkeypatch:
     assert sorted(run.stored(1)) == DIGESTS[:7]
 
 
-# errors midway
-
-
 @pytest.mark.parametrize("text", ["a", "", "<s>", "a</s></s>"])
 def test_text_without_content_tokens(run: Run, text: str) -> None:
     digest = text_digest(text)
@@ -125,6 +123,20 @@ def test_text_without_content_tokens(run: Run, text: str) -> None:
     assert repr(text) in str(caught.value)
     assert not run.segments(1)
     assert not run.index().exists()
+
+
+def test_a_template_that_leaves_no_room_for_the_text(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """The message names max_tokens: no longer text would help."""
+    folder = shutil.copytree(tiny_model, tmp_path / "chatty")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}once upon a time there was {{ m.content }}{% endfor %}")
+    with pytest.raises(UserError, match="no content tokens within max_tokens; raise it"):
+        run(some(0), source=str(folder), template={"role": "user"}, max_tokens=3)
+    run(some(0), source=str(folder), template={"role": "user"}, max_tokens=60)
+
+
+def test_a_single_text_may_end_as_it_likes(run: Run) -> None:
+    """It is in the sample too, and is not counted twice."""
+    run(some(0), poolings=("last",), sample=list(some(0).values()))
 
 
 def test_an_error_midway_keeps_the_rows_that_are_complete(

@@ -146,10 +146,8 @@ def batches(
         read = [texts.text(position) for position in window]
         for position, text, tokens in zip(window, read, encode(read), strict=True):
             if not len(tokens):
-                raise UserError(
-                    f"text {texts.hex(position)} ({shown(text)}) has no content tokens beside the first; "
-                    "raise min_content_chars, or drop the node"
-                )
+                where = "within max_tokens; raise it" if tokens.cut else "beside the first; raise min_content_chars"
+                raise UserError(f"text {texts.hex(position)} ({shown(text)}) has no content tokens {where}, or drop the node")
             waiting.append((position, tokens))
         waiting.sort(key=lambda entry: (-len(entry[1]), entry[0]))
         last_window = start + WINDOW >= len(order)
