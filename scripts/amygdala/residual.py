@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amygdala.architecture import NoHeads, Projection, find_projections, run_until, states_of, text_config
+from amygdala.architecture import NoHeads, Projection, find_projections, not_run, run_until, states_of, text_config
 from amygdala.batching import Batch, Budget
 from amygdala.errors import UserError
 from amygdala.loading import load_decoder, load_tokenizer
@@ -154,6 +154,8 @@ class Capture:
         self._captured = Captured()
         self._weights = {self.input_device: self._sent(batch.weights)}
         run_until(self.decoder, self._sent(batch.ids), last=max(self.wanted))
+        if lost := self.wanted.keys() - {layer for _, layer in self._captured.residual}:
+            raise not_run(self.decoder, min(lost))
         return self._captured
 
     def _sent(self, values: np.ndarray) -> torch.Tensor:
