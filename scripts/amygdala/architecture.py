@@ -139,6 +139,11 @@ def _probe_ids(decoder: Decoder, batch: int, tokens: int) -> torch.Tensor:
     return (torch.arange(batch * tokens, device=device).reshape(batch, tokens) * 7 + 3) % int(weight.shape[0])
 
 
+def not_run(decoder: Decoder, layer: int) -> UserError:
+    """What to say where a text passes by a block, as it does by cross-attention to images."""
+    return UserError(f"model: layer {layer} of {type(decoder.module).__name__} does not run on text alone; choose other layers")
+
+
 def check_causal(decoder: Decoder) -> None:
     """UserError where a token's residual depends on later tokens (an encoder, or a model that is not run as a decoder).
 
@@ -153,6 +158,8 @@ def check_causal(decoder: Decoder) -> None:
         run_until(decoder, ids)
     finally:
         hook.remove()
+    if not seen:
+        raise not_run(decoder, len(decoder.layers) - 1)
     states = seen[0]
     if states.ndim != 3 or states.shape[:2] != ids.shape:
         raise UserError(

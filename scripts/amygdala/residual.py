@@ -20,6 +20,7 @@ from amygdala.architecture import (
     Projection,
     embeddings_of,
     find_projections,
+    not_run,
     run_until,
     states_of,
     text_config,
@@ -174,6 +175,8 @@ class Capture:
         self._captured = Captured()
         self._weights = {self.input_device: self._sent(batch.weights)}
         run_until(self.decoder, self._sent(batch.ids), last=max(self.wanted))
+        if lost := self.wanted.keys() - {layer for _, layer in self._captured.residual}:
+            raise not_run(self.decoder, min(lost))
         return self._captured
 
     def _sent(self, values: np.ndarray) -> torch.Tensor:
