@@ -225,10 +225,12 @@ def find_projections(decoder: Decoder, config: Any) -> list[Projection | NoHeads
             notes.readers.append(module)
 
     hooks = [module.register_forward_pre_hook(reads) for module in home if _widths(module)]
+    failed = ""
     try:
         with _watched(decoder, answer):
             run_until(decoder, _probe_ids(decoder, 1, 2))
-    except Exception:  # a model that cannot be run so: names are what is left
+    except Exception as error:  # a model that cannot be run so: names are what is left
+        failed = type(error).__name__
         seen = [_Seen([], []) for _ in decoder.layers]
     finally:
         for hook in hooks:
@@ -242,6 +244,8 @@ def find_projections(decoder: Decoder, config: Any) -> list[Projection | NoHeads
             found.append(Projection(notes.readers[0], heads, head_dim))
         elif by_name:
             found.append(projection_by_name(layer, config.hidden_size, n_heads))
+        elif failed:
+            found.append(NoHeads(f"its attention could not be watched ({failed})"))
         elif len(notes.calls) > 1:
             found.append(NoHeads(f"{len(notes.calls)} attentions in one layer"))
         elif notes.calls:
