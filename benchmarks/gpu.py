@@ -129,7 +129,7 @@ def main() -> None:
             ]
             run(capture, made[:2])
             rate = given.texts * given.tokens / seconds(lambda made=made: run(capture, made), device, 1)
-            print(f"{size * given.tokens:13} {rate:10.0f} {rate * work / 1e12:9.3f} {rate * work / peak:12.2f}", flush=True)
+            print(f"{made[0].ids.size:13} {rate:10.0f} {rate * work / 1e12:9.3f} {rate * work / peak:12.2f}", flush=True)
         recovery(capture, texts, device)
 
 
