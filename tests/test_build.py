@@ -165,6 +165,17 @@ def test_a_near_duplicate_brings_a_held_out_text_into_training(config: dict[str,
     assert make_build(config).facts()["snapshot"]["near_duplicates"] == {"texts": 2, "groups": 1, "moved_to_train": 1}
 
 
+def test_spellings_of_a_template_share_their_rows(config: dict[str, Any]) -> None:
+    one, other = (make_build(config, template={"role": "user", **more}) for more in ({}, {"system": None}))
+    assert one.space_keys == other.space_keys and one.vector_keys == other.vector_keys
+    assert one.capture_settings() == other.capture_settings()
+
+
+def test_the_order_of_poolings_asks_for_no_capture(config: dict[str, Any]) -> None:
+    one, other = (make_build(config, pooling=poolings) for poolings in (["mean", "last"], ["last", "mean"]))
+    assert set(one.captured(0)) == set(other.captured(0)) and one.captured(0)[0] != other.captured(0)[0]
+
+
 def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
     before = make_build(config)
     write_graph(Path("graph.jsonl"), make_nodes()[:-9])

@@ -16,7 +16,7 @@ import pytest
 from amygdala import files
 from amygdala.errors import UserError
 
-ROOM = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM]
+ROOM = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]
 
 
 @pytest.fixture

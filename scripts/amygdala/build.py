@@ -97,12 +97,13 @@ class Build:
         versions = [[library, version(library)] for library in LIBRARIES]
         self.model_key = key("model", self.model.identity, self.dtype, versions, code("amygdala.convert"))
         converted = [self.model_key] if self.model.converted else []
+        self.template = configuration.template(config["template"])
         self.poolings = configuration.poolings(config["pooling"])
-        tokens = [config["max_tokens"], config["template"]]
+        tokens = [config["max_tokens"], self.template]
         basis = [self.model.identity, self.dtype, converted, tokens, versions, code("activations")]
         self.space_keys = [key("space", pooling, *basis) for pooling in self.poolings]
         self.space_key = self.space_keys[0]
-        self.index_keys = [key("index", self.space_keys, part["digests"], self.layers) for part in plan.shards]
+        self.index_keys = [key("index", sorted(self.space_keys), part["digests"], self.layers) for part in plan.shards]
         examples_code, vectors_code, heads_code = code("examples"), code("vectors"), code("heads")
         self.example_keys, self.vector_keys, self.head_keys = {}, {}, {}
         for emotion, facts in plan.emotions.items():
@@ -137,7 +138,7 @@ class Build:
             "model": {"kind": self.model.kind, "name": source, "identity": self.model.identity, "dtype": self.dtype},
             "residual": "output of the decoder layer, before the final norm",
             "pooling": self.poolings[0],
-            "template": self.config["template"],
+            "template": self.template,
             "method": self.config["method"],
             "snapshot": {
                 "key": self.current.key,
@@ -235,8 +236,9 @@ class Build:
 
     def capture_settings(self) -> dict[str, Any]:
         source, revision = self.model_source()
-        names = ("template", "max_tokens", "batch_tokens", "batch_size", "device", "device_map")
-        return {"source": source, "revision": revision, "dtype": self.dtype, **{name: self.config[name] for name in names}}
+        names = ("max_tokens", "batch_tokens", "batch_size", "device", "device_map")
+        given = {name: self.config[name] for name in names}
+        return {"source": source, "revision": revision, "dtype": self.dtype, "template": self.template, **given}
 
     def change_settings(self) -> dict[str, Any]:
         """The current build as the report of changes compares it with the last release."""

@@ -206,6 +206,11 @@ def poolings(given: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def template(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The `template:` of a checked configuration in one spelling: {role, system}, or None for raw text."""
+    return None if given is None else {"role": given["role"], "system": given.get("system")}
+
+
 def resolve_layers(wanted: list[int | float] | str, n_layers: int) -> list[int]:
     """Sorted 0-based decoder layers. An int is an index; a float d in [0, 1] the layer at depth d: floor(d * n_layers); `all`:
     all.
