@@ -50,6 +50,8 @@ LATENT = {
     "first_k_dense_replace": 1,
 }
 SPECIAL: dict[str, dict[str, Any]] = {
+    # gated attention, where the gate reads as many values as the output projection
+    **dict.fromkeys(("afmoe", "beam", "laguna", "lfm3"), {"head_dim": 12}),
     "bamba": {"attn_layer_indices": [1, 3], **MAMBA},
     "codegen": {"rotary_dim": 8},
     "cohere2": {**SLIDING, "sliding_window_pattern": 2},

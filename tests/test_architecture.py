@@ -73,6 +73,7 @@ def test_the_decoder_is_what_takes_tokens_and_holds_the_largest_list_of_blocks()
     model.language = Embedded(*linears(3))
     model.language.layers[0].experts = nn.ModuleList(linears(3, 4))
     model.language.draft = nn.ModuleList(linears(3, 4))
+    model.language.buckets = nn.ModuleList(linears(4, 40))
     model.pair = Embedded(*linears(2, 40))
     found = architecture.find_decoder(model, 3)
     assert found.module is model.language
@@ -155,8 +156,12 @@ class Sum(nn.Module):
 class Copies(nn.Module):
     """A residual stream of two copies."""
 
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return torch.stack([states, states])
+        return torch.stack([states, states], self.axis)
 
 
 @pytest.mark.parametrize("as_tuple", [False, True])
@@ -173,9 +178,10 @@ def test_a_state_that_depends_on_later_tokens_is_refused(later: float, dtype: to
     assert not any(layer._forward_hooks for layer in decoder.layers)
 
 
-def test_a_stream_of_copies_is_refused() -> None:
-    with pytest.raises(UserError, match=r"a block of Embedded gives \[2, 2, 12, 12\] for \[2, 12\] tokens"):
-        architecture.check_causal(decoder_of(Copies()))
+@pytest.mark.parametrize(("axis", "shape"), [(0, r"\[2, 2, 12, 12\]"), (2, r"\[2, 12, 2, 12\]")])
+def test_a_stream_of_copies_is_refused(axis: int, shape: str) -> None:
+    with pytest.raises(UserError, match=rf"a block of Embedded gives {shape} for \[2, 12\] tokens"):
+        architecture.check_causal(decoder_of(Copies(axis)))
 
 
 def test_a_last_block_that_does_not_run_is_refused() -> None:
@@ -204,6 +210,8 @@ class Attention(nn.Module):
         for _ in range(self.calls):
             read, _ = attend(self, *parts, None, is_causal=True)
         read = read.flatten(2)
+        if hasattr(self, "gate"):
+            read = read * self.gate(states).sigmoid()
         return self.output(read) if hasattr(self, "output") else read[..., :HIDDEN]
 
 
@@ -248,6 +256,17 @@ def test_heads_come_from_the_call_and_the_projection_from_what_reads_it(
     assert isinstance(found, Projection)
     assert found.module is output
     assert (found.n_heads, found.head_dim) == (n_heads, head_dim)
+
+
+@pytest.mark.parametrize(("n_heads", "head_dim"), [(3, 4), (3, 5)])
+def test_a_gate_that_reads_the_states_after_attention_is_not_the_projection(n_heads: int, head_dim: int) -> None:
+    """The first shape is the one where both read as many values."""
+    width = n_heads * head_dim
+    outputs = [nn.Sequential(nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, HIDDEN)) for _ in range(2)]
+    found = projections(*(Attention(n_heads, head_dim, gate=nn.Linear(HIDDEN, width), output=output) for output in outputs))
+    for one, output in zip(found, outputs, strict=True):
+        assert isinstance(one, Projection)
+        assert one.module is output[0]
 
 
 def test_each_layer_for_itself() -> None:

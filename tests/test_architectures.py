@@ -32,6 +32,7 @@ PROJECTIONS = {
         falcon_h1 bamba granitemoehybrid deepseek_v3 cohere2 stablelm smollm3 apertus arcee bitnet cohere deepseek_v2 doge
         ernie4_5 exaone4 gemma glm glm4 granite granitemoe helium hunyuan_v1_dense llama4_text minimax ministral3 mixtral
         nemotron olmo olmo3 olmo_hybrid olmoe phimoe qwen2_moe qwen3_5_moe_text seed_oss starcoder2 vaultgemma
+        afmoe beam laguna lfm3
     """,
     "self_attn.out_proj": "biogpt lfm2 opt xglm",
     "self_attn.dense": "phi persimmon",
@@ -54,6 +55,7 @@ HEADLESS: dict[str, tuple[Sequence[int], str]] = {
     "jamba": ((0, 2), "no attention (JambaMambaMixer, JambaMLP)"),
     "jetmoe": (ALL, "nothing in JetMoeAttention reads what its attention returns"),
     "lfm2": ((0, 2), "no attention (Lfm2ShortConv, Lfm2MLP)"),
+    "lfm3": ((0, 1, 3), "no attention (Lfm3ShortConv, Lfm3MLP)"),
     "mamba": (ALL, "a model without attention heads"),
     "mamba2": (ALL, "a model without attention heads"),
     "minimax": ((1, 3), "no attention (MiniMaxLightningAttention, "),

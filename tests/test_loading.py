@@ -235,10 +235,14 @@ def test_kinds_that_transformers_does_not_know(tmp_path: Path) -> None:
 
 def test_transformers_is_quiet_while_loading_and_no_longer(models: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
     before = transformers.logging.get_verbosity()
-    load(models["llama"], 1)
-    with pytest.raises(UserError):
-        load(Path("nowhere"))
-    assert transformers.logging.get_verbosity() == before
+    transformers.logging.set_verbosity_info()
+    try:
+        load(models["llama"], 1)
+        with pytest.raises(UserError):
+            load(Path("nowhere"))
+        assert transformers.logging.get_verbosity() == transformers.logging.INFO
+    finally:
+        transformers.logging.set_verbosity(before)
     assert capfd.readouterr() == ("", "")
 
 

@@ -290,6 +290,17 @@ def test_out_of_memory_halves_the_batch(folder: Folder, limit: int, parts: list[
         assert said[0] == f"out of memory on a batch of {batch.ids.size} tokens: batches of {batch.ids.size // 2} from here on"
 
 
+def test_each_has_its_rows_on_their_way(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the device goes on with the next batch."""
+    copied: list[Captured] = []
+    monkeypatch.setattr(Captured, "start_copy", lambda rows: copied.append(rows) or rows)
+    with open_capture(folder(), [1, 3]) as capture:
+        batch = sorted_batch(capture)
+        Memory(capture, 5)
+        made = capture.each(batch, Budget(100_000), lambda line: None)
+    assert [id(rows) for _, rows in made] == [id(rows) for rows in copied]
+
+
 def test_out_of_memory_on_a_single_text(folder: Folder) -> None:
     with open_capture(folder(), [1, 3]) as capture:
         batch = batch_of(capture, TEXTS[:1])

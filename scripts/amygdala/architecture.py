@@ -8,7 +8,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -177,10 +177,13 @@ def check_causal(decoder: Decoder) -> None:
 
 @dataclass
 class _Seen:
-    """What a probe saw of one layer: attention calls as (module, heads, width of a head), and what read their result."""
+    """What a probe saw of one layer: what its linear modules read before attention, attention calls as (module, heads, width of
+    a head), and what read their result.
+    """
 
-    calls: list[tuple[nn.Module, int, int]]
-    readers: list[nn.Module]
+    before: list[torch.Tensor] = field(default_factory=list)
+    calls: list[tuple[nn.Module, int, int]] = field(default_factory=list)
+    readers: list[nn.Module] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -202,11 +205,12 @@ def find_projections(decoder: Decoder, config: Any) -> list[Projection | NoHeads
     """The attention output projection of each block, found by running two tokens with an attention that takes notes.
 
     Heads and their width come from the query and value tensors that attention is called with (never from hidden / n_heads),
-    the projection is the first linear module of that attention that then reads n_heads * head_dim values. Blocks that call no
+    the projection is the first linear module of that attention that then reads n_heads * head_dim values, and not what queries
+    were made from (a gate does). Blocks that call no
     attention have no heads (Mamba, gated delta nets, linear attention). Models that transformers implements without its
     AttentionInterface cannot be watched so, and their blocks are looked through by name.
     """
-    seen = [_Seen([], []) for _ in decoder.layers]
+    seen = [_Seen() for _ in decoder.layers]
     home = {module: number for number, layer in enumerate(decoder.layers) for module in layer.modules()}
 
     def answer(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Any:
@@ -217,7 +221,12 @@ def find_projections(decoder: Decoder, config: Any) -> list[Projection | NoHeads
 
     def reads(module: nn.Module, inputs: Any) -> None:
         notes = seen[home[module]]
-        if not notes.calls or notes.readers or not inputs or not isinstance(inputs[0], torch.Tensor):
+        if notes.readers or not inputs or not isinstance(inputs[0], torch.Tensor):
+            return
+        if not notes.calls:
+            notes.before.append(inputs[0])
+            return
+        if any(inputs[0].data_ptr() == earlier.data_ptr() for earlier in notes.before):
             return
         attention, n_heads, head_dim = notes.calls[-1]
         widths = _widths(module)
@@ -231,7 +240,7 @@ def find_projections(decoder: Decoder, config: Any) -> list[Projection | NoHeads
             run_until(decoder, _probe_ids(decoder, 1, 2))
     except Exception as error:  # a model that cannot be run so: names are what is left
         failed = type(error).__name__
-        seen = [_Seen([], []) for _ in decoder.layers]
+        seen = [_Seen() for _ in decoder.layers]
     finally:
         for hook in hooks:
             hook.remove()
