@@ -51,7 +51,7 @@ LATENT = {
 }
 SPECIAL: dict[str, dict[str, Any]] = {
     # gated attention, where the gate reads as many values as the output projection
-    **dict.fromkeys(("afmoe", "beam", "laguna", "lfm3"), {"head_dim": 12}),
+    **{kind: {"head_dim": 12} for kind in ("afmoe", "beam", "laguna", "lfm3")},
     "bamba": {"attn_layer_indices": [1, 3], **MAMBA},
     "codegen": {"rotary_dim": 8},
     "cohere2": {**SLIDING, "sliding_window_pattern": 2},
