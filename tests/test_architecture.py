@@ -263,7 +263,10 @@ def test_a_gate_that_reads_the_states_after_attention_is_not_the_projection(n_he
     """The first shape is the one where both read as many values."""
     width = n_heads * head_dim
     outputs = [nn.Sequential(nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, HIDDEN)) for _ in range(2)]
-    found = projections(*(Attention(n_heads, head_dim, gate=nn.Linear(HIDDEN, width), output=output) for output in outputs))
+    gates = [nn.Linear(HIDDEN, width), nn.Sequential(nn.Linear(HIDDEN, 2), nn.Linear(2, width))]
+    found = projections(
+        *(Attention(n_heads, head_dim, gate=gate, output=output) for gate, output in zip(gates, outputs, strict=True))
+    )
     for one, output in zip(found, outputs, strict=True):
         assert isinstance(one, Projection)
         assert one.module is output[0]
