@@ -31,6 +31,7 @@ def amygdala(job: Pairs, model: str, dtype: str, layers: list[int], batch: int) 
     from amygdala.batching import Texts
     from amygdala.keys import text_digest
     from amygdala.segments import RESIDUAL, Reader
+    from amygdala.vectorfile import write_vector
     from vectors import mean_difference, unit
 
     settings = {
@@ -49,7 +50,8 @@ def amygdala(job: Pairs, model: str, dtype: str, layers: list[int], batch: int) 
             sides = [sorted({digests[pair[side]] for pair in pairs}) for side in (0, 1)]
             for layer in layers:
                 rows = [reader.rows(layer, RESIDUAL, side) for side in sides]
-                unit(mean_difference(*rows), emotion)
+                vector, _ = unit(mean_difference(*rows), emotion)
+                write_vector(Path(folder) / emotion / f"layer_{layer}.safetensors", vector, {})
         end = time.perf_counter()
     forward_s = done["seconds"]
     return {"seconds": end - start, "load_s": captured - start - forward_s, "forwards": done["forwarded_texts"]}

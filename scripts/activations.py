@@ -172,7 +172,10 @@ def run_model(
         check_last_tokens(encoder, itertools.chain(sample, rest))
     pairs = sorted({pair for wanted, _ in groups for pair in wanted})
     layers, poolings = sorted({layer for _, layer in pairs}), [name for name in spaces if name in {p for p, _ in pairs}]
-    device = loading.pick_device(settings["device"])
+    device = loading.pick_device(settings["device"], settings.get("shard", 0))
+    if settings["device_map"] and settings["device"] in ("cpu", "mps"):
+        spread = f"device_map: {settings['device_map']} spreads a model over GPUs"
+        raise UserError(f"{spread}; with device: {settings['device']} set it to null")
     if device.type == "cpu":
         loading.keep_freed_memory()
     where = f"{device.type}, spread by device_map {settings['device_map']}" if settings["device_map"] else device.type
@@ -190,7 +193,8 @@ def run_model(
                 say(f"layer {layer} has no heads: {capture.layout(layer)['reason']}")
         wanted_tokens = settings["batch_tokens"]
         tokens = residual.BATCH_TOKENS[device.type] if wanted_tokens == "auto" else wanted_tokens
-        budget = Budget(tokens, settings["batch_size"])
+        border = loading.rope_border(settings["source"], settings["revision"])
+        budget = Budget(tokens, settings["batch_size"], border)
         done = forward(texts, groups, capture, encoder, Buffer(spaces, texts, capture, flush_rows), budget, say)
     chars = sum(int(texts.chars[positions].sum()) for _, positions in groups)
     remember(next(iter(spaces.values())) / "rate.json", rate_of(chars, done, load_s, device.type))
@@ -282,5 +286,5 @@ if "snakemake" in globals():
         indices = {pooling: Path(path) for pooling, path in zip(params.poolings, snakemake.output, strict=True)}
         check_model(params.model, params.settings["source"], space_of(snakemake.output[0]).parent.parent)
         texts, sample = shard_texts(snakemake.input.examples, params.shard, params.shards)
-        settings = {**params.settings, "threads": snakemake.threads}
+        settings = {**params.settings, "threads": snakemake.threads, "shard": params.shard}
         capture_shard(texts, params.layers, indices, settings, say, sample=sample)

@@ -240,7 +240,7 @@ def test_halving(tokens: int, failed: int, left: int) -> None:
     ],
 )
 def test_what_fits(budget: Budget, count: int, longest: int, fits: bool) -> None:
-    assert budget.fits(count, longest) is fits
+    assert budget.fits(count, longest, 1) is fits
 
 
 def test_text_without_content_tokens() -> None:

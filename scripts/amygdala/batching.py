@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ from amygdala.errors import UserError, shown
 from amygdala.exampleset import read_examples, shard_of
 from amygdala.tokens import Tokens, pool_weights
 
-WINDOW = 1024  # texts tokenized at a time
+WINDOW = 1024  # texts tokenized at a time, at most
+WINDOW_CHARS = 4_000_000  # and characters
 AHEAD = 3  # batches made ready while the model works
 
 
@@ -27,6 +29,17 @@ class Texts:
 
     def __init__(self, texts: Iterable[tuple[str, str]]) -> None:
         """texts: (digest, text) pairs; the same digest may come several times."""
+        try:
+            self._keep(texts)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            where = tempfile.gettempdir()
+            raise UserError(
+                f"cannot keep texts in the temporary folder {where} ({error.strerror}): set TMPDIR to another"
+            ) from None
+
+    def _keep(self, texts: Iterable[tuple[str, str]]) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the texts are wanted, gone with them)
         seen: dict[bytes, int] = {}
         starts, sizes, chars = array.array("q"), array.array("q"), array.array("q")
@@ -73,13 +86,17 @@ def shard_texts(example_files: Iterable[str], shard: int, shards: int) -> tuple[
 
 @dataclass
 class Budget:
-    """How much goes into a batch: padded tokens, and texts where a cap is wanted."""
+    """How much goes into a batch: padded tokens, and texts where a cap is wanted. Texts longer than `border` tokens and others
+    never share one (loading.rope_border).
+    """
 
     tokens: int
     texts: int | None = None
+    border: int | None = None
 
-    def fits(self, count: int, longest: int) -> bool:
-        return count * longest <= self.tokens and (self.texts is None or count <= self.texts)
+    def fits(self, count: int, longest: int, shortest: int) -> bool:
+        apart = self.border is not None and longest > self.border >= shortest
+        return count * longest <= self.tokens and (self.texts is None or count <= self.texts) and not apart
 
     def halve(self, failed: int) -> None:
         """After a batch of `failed` padded tokens ran out of memory: at most half of it from now on. Batches that were made
@@ -127,6 +144,16 @@ def pad(positions: Sequence[int], texts: Sequence[Tokens], poolings: Sequence[st
     return Batch(np.array(positions, np.int64), ids, weights, tokens, np.array([text.cut for text in texts], bool))
 
 
+def _windows(order: np.ndarray, chars: np.ndarray) -> Iterator[tuple[list[int], bool]]:
+    """(positions, whether they are the last) of at most WINDOW texts and, but for a single text, WINDOW_CHARS characters."""
+    start = 0
+    while start < len(order):
+        fit = int(np.searchsorted(np.cumsum(chars[start : start + WINDOW]), WINDOW_CHARS, side="right"))
+        end = start + max(1, fit)
+        yield [int(position) for position in order[start:end]], end >= len(order)
+        start = end
+
+
 def batches(
     texts: Texts,
     positions: np.ndarray,
@@ -141,8 +168,7 @@ def batches(
     """
     order = positions[np.argsort(-texts.chars[positions], kind="stable")]
     waiting: list[tuple[int, Tokens]] = []
-    for start in range(0, len(order), WINDOW):
-        window = [int(position) for position in order[start : start + WINDOW]]
+    for window, last_window in _windows(order, texts.chars[order]):
         read = [texts.text(position) for position in window]
         for position, text, tokens in zip(window, read, encode(read), strict=True):
             if not len(tokens):
@@ -150,11 +176,10 @@ def batches(
                 raise UserError(f"text {texts.hex(position)} ({shown(text)}) has no content tokens {where}, or drop the node")
             waiting.append((position, tokens))
         waiting.sort(key=lambda entry: (-len(entry[1]), entry[0]))
-        last_window = start + WINDOW >= len(order)
         while waiting:
             longest = len(waiting[0][1])
             count = 1
-            while count < len(waiting) and budget.fits(count + 1, longest):
+            while count < len(waiting) and budget.fits(count + 1, longest, len(waiting[count][1])):
                 count += 1
             if count == len(waiting) and not last_window:
                 break

@@ -5,27 +5,32 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from amygdala.architecture import Decoder, check_causal, count_layers, cut, find_decoder, text_config
 from amygdala.errors import UserError, shown
 
+# Buffers that old checkpoints carry along.
+HARMLESS = {
+    *("self_attn.rotary_emb.inv_freq", "attention.rotary_emb.inv_freq"),
+    *("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias"),
+}
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def pick_device(wanted: str) -> torch.device:
-    """The device for `auto`, `cuda`, `cpu` or `mps`; UserError where it is not there."""
+def pick_device(wanted: str, shard: int = 0) -> torch.device:
+    """The device for `auto`, `cuda`, `cpu` or `mps`; UserError where it is not there. Shards take turns on the GPUs."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         wanted = next(name for name in ("cuda", "mps", "cpu") if there[name])
     if not there[wanted]:
         raise UserError(f"device: {wanted} is not available here; set `device: auto` or another")
-    return torch.device(wanted)
+    return torch.device("cuda", shard % max(1, torch.cuda.device_count())) if wanted == "cuda" else torch.device(wanted)
 
 
 def set_threads(threads: int) -> None:
@@ -91,6 +96,22 @@ def truncated(whole: type[Any], n_layers: int) -> type[Any]:
     return type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
 
 
+def _refuse_strays(source: str, model: torch.nn.Module, decoder: Decoder, unexpected: Iterable[str]) -> None:
+    """UserError where the folder has weights inside the blocks that the model does not know: scales of a quantization, parts of
+    another architecture, adapters. Without them the blocks would compute something else, silently.
+    """
+    path = next(name for name, module in model.named_modules() if module is decoder.layers)
+    prefix = re.escape(getattr(model, "base_model_prefix", "") or "model")
+    inside = re.compile(rf"(?:{prefix}\.)?{re.escape(path)}\.(\d+)\.(.*)")
+    found = [(name, inside.fullmatch(name)) for name in sorted(unexpected)]
+    strays = [name for name, match in found if match and int(match[1]) < len(decoder.layers) and match[2] not in HARMLESS]
+    if strays:
+        raise UserError(
+            f"model: {source} has {len(strays)} weights that {type(model).__name__} does not know, {shown(strays[0])} first; "
+            "it is of another architecture than its config.json says, quantized in an unknown way, or an adapter not merged"
+        )
+
+
 def load_decoder(
     source: str, revision: str | None, n_layers: int, dtype: str, device: torch.device, device_map: str | None = None
 ) -> Decoder:
@@ -99,7 +120,12 @@ def load_decoder(
     Weights come from safetensors alone, and only those that are needed are read. UserError where the folder lacks one of them
     (transformers would fill it with random numbers), and where the model is no causal decoder.
     """
-    where = {"pretrained_model_name_or_path": source, "revision": revision, "local_files_only": True}
+    where = {
+        "pretrained_model_name_or_path": source,
+        "revision": revision,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
     with _quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(**where)
@@ -113,12 +139,15 @@ def load_decoder(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # whatever the library makes of a wrong file
             raise UserError(f"model: {source} cannot be loaded: {_first_line(error)}") from None
     model.eval()
     decoder = find_decoder(model, n_layers)
     with torch.inference_mode():
         check_causal(decoder)
+    _refuse_strays(source, model, decoder, info["unexpected_keys"])
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
         problem = f"lacks {len(missing)} weights, {shown(missing[0])} first" if missing else "has weights of other shapes"
@@ -128,18 +157,41 @@ def load_decoder(
 
 def max_positions(source: str, revision: str | None) -> int | None:
     """The longest sequence that the model's configuration allows, None where it names no limit."""
+    limit = getattr(_text_config_of(source, revision), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def _text_config_of(source: str, revision: str | None) -> Any:
     with _quiet():
         try:
-            config = transformers.AutoConfig.from_pretrained(source, revision=revision, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+            where = {"revision": revision, "local_files_only": True, "trust_remote_code": False}
+            return text_config(transformers.AutoConfig.from_pretrained(source, **where))
+        except Exception as error:  # whatever the library makes of a wrong file
             raise UserError(f"model: {source} cannot be loaded: {_first_line(error)}") from None
-    return getattr(text_config(config), "max_position_embeddings", None)
+
+
+def rope_border(source: str, revision: str | None) -> int | None:
+    """The length in tokens above which `longrope` turns positions otherwise (Ding et al., 2402.13753), None for other models.
+
+    transformers looks at the longest text of a batch, so that a batch must lie on one side of it.
+    """
+    config = _text_config_of(source, revision)
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if "longrope" not in str(given):
+        return None
+    border = getattr(config, "original_max_position_embeddings", None) or given.get("original_max_position_embeddings")
+    return border if isinstance(border, int) else None
 
 
 def load_tokenizer(source: str, revision: str | None) -> Any:
     """The model's own tokenizer. UserError where there is none, or it cannot be loaded."""
     with _quiet():
         try:
-            return transformers.AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=True)
-        except (OSError, ValueError) as error:
+            where = {"revision": revision, "local_files_only": True, "trust_remote_code": False}
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **where)
+            ids = set(tokenizer("A plain sentence.")["input_ids"]) - set(tokenizer.all_special_ids)
+        except Exception as error:  # the tokenizers library raises bare Exceptions
             raise UserError(f"model: {source} has no usable tokenizer: {_first_line(error)}") from None
+    if not ids:  # transformers makes an empty one where the vocabulary's file is not there
+        raise UserError(f"model: {source} has no usable tokenizer: no tokens in a plain sentence; is tokenizer.json there?")
+    return tokenizer

@@ -20,6 +20,7 @@ from amygdala.architecture import (
     Projection,
     embeddings_of,
     find_projections,
+    is_out_of_memory,
     not_run,
     run_until,
     states_of,
@@ -35,8 +36,10 @@ Wanted = tuple[str, int]
 
 def pool(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """[batch, tokens, width] of any float dtype, weights float32 [batch, poolings, tokens], to float32 [batch, poolings,
-    width].
+    width]. What overflows fp16 at a token that no pooling counts does not reach the rows.
     """
+    if states.dtype == torch.float16:
+        states = states.masked_fill(~weights.any(dim=1).unsqueeze(2), 0)
     return torch.bmm(weights, states.float())
 
 
@@ -72,14 +75,6 @@ class Captured:
 
         copies.ready = ready
         return copies
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device (CUDA, MPS or the CPU's allocator) said that its memory is used up."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 class Capture:
@@ -118,9 +113,11 @@ class Capture:
         return capture
 
     def _attach(self, decoder: Decoder, layers: Sequence[int], poolings: Sequence[str], device: torch.device) -> None:
+        torch.set_float32_matmul_precision("highest")  # fp32 is fp32: no TF32 on GPUs, whatever the container says
         self.decoder, self.layers, self.poolings, self.device = decoder, sorted(layers), list(poolings), device
         placed = embeddings_of(self.decoder).device
         self.input_device = device if placed.type == "meta" else placed
+        self.vocabulary = embeddings_of(decoder).shape[0]
         config = text_config(self.decoder.module.config)
         with torch.inference_mode():
             found = find_projections(self.decoder, config)
@@ -172,6 +169,11 @@ class Capture:
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Captured:
         """Forward one batch to the last layer wanted, and pool. Raises what the device raises when memory is out."""
+        if int(batch.ids.max()) >= self.vocabulary:
+            raise UserError(
+                f"model: the tokenizer gives token {int(batch.ids.max())}, the embeddings have {self.vocabulary}: "
+                "tokenizer and weights are not of the same model"
+            )
         self._captured = Captured()
         self._weights = {self.input_device: self._sent(batch.weights)}
         run_until(self.decoder, self._sent(batch.ids), last=max(self.wanted))

@@ -16,9 +16,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import mmap
 import os
 import struct
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I32": np.dtype("<i4"),
 }
 DIGEST_BYTES = 16
+MOST_MAPPED = 256  # segments open at a time: systems allow 1,024 files a process, as a rule
 RESIDUAL, HEADS = "residual", "heads"
 DESCRIBED = ("digests", "tokens", "pooled", "cut")  # of a segment, what its facts' checksum covers; each row has one of its own
 
@@ -106,14 +109,17 @@ def write_segment(space: str | Path, layer: int, rows: Rows, layout: Mapping[str
 
 
 class Mapped:
-    """A safetensors file as memory-mapped arrays. DamagedError where its header or size is wrong."""
+    """A safetensors file as arrays over one memory map. DamagedError where it is gone or its header or size is wrong; a file
+    that cannot be read for another reason (rights, open files, the network) may be sound: UserError, and nothing is done to it.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._arrays: dict[str, np.ndarray] = {}
         try:
-            size = self.path.stat().st_size
             with open(self.path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
                 (length,) = struct.unpack("<Q", file.read(8))
                 if length > size - 8:
                     raise ValueError("header longer than the file")
@@ -126,13 +132,13 @@ class Mapped:
                 raise ValueError(f"{size} bytes, {self._start + end} expected")
         except FileNotFoundError:
             raise DamagedError("missing") from None
-        except (struct.error, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror}. It was left as it is") from None
+        except (struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
             raise DamagedError(f"unreadable ({type(error).__name__}: {error})") from None
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor `name` as a read-only memory map. One that was mapped stays readable when the file is set aside or
-        removed.
-        """
+        """The tensor `name`, read-only, over the map. It stays readable when the file is set aside or removed."""
         if name in self._arrays:
             return self._arrays[name]
         try:
@@ -144,9 +150,10 @@ class Mapped:
                 raise ValueError(f"{end - begin} bytes for shape {shape}")
             if 0 in shape:
                 return np.zeros(shape, dtype)
-            self._arrays[name] = np.memmap(self.path, mode="r", dtype=dtype, shape=shape, offset=self._start + begin)
+            values = np.frombuffer(self._map or b"", dtype, count=math.prod(shape), offset=self._start + begin)
+            self._arrays[name] = values.reshape(shape)
             return self._arrays[name]
-        except (LookupError, TypeError, ValueError, OSError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise DamagedError(f"unreadable (tensor {name!r}: {type(error).__name__}: {error})") from None
 
     def check_sum(self, names: Iterable[str]) -> None:
@@ -251,8 +258,14 @@ def write_index(path: str | Path, digests: np.ndarray, layers: Mapping[int, Held
         tensors[f"layer_{layer:03d}"] = np.ascontiguousarray(table, dtype=np.int32)
         tensors["pooled"] = held.pooled[places].astype(np.int32)
         names[str(layer)] = [held.names[number] for number in used]
-        if len(used):
-            layouts[str(layer)] = held.layouts[names[str(layer)][0]]
+        for name in names[str(layer)]:
+            first = layouts.setdefault(str(layer), held.layouts[name])
+            if held.layouts[name] != first:
+                folder, other = layer_folder(space_of(path), layer), names[str(layer)][0]
+                raise UserError(
+                    f"the segments {other} and {name} in {folder} disagree on the layer's heads "
+                    f"({first}, {held.layouts[name]}): delete the wrong one and run snakemake again, its rows are captured anew"
+                )
     facts = {"segments": names, "layouts": layouts, "stats": dict(stats)}
     write_tensors(Path(path), tensors, {**facts, "crc": _sum(tensors, facts)})
 
@@ -272,7 +285,7 @@ class Reader:
         self._layouts: dict[str, dict[str, Any]] = {}
         self._shard: dict[bytes, tuple[int, int]] = {}
         self._pooled: list[np.ndarray] = []
-        self._mapped: dict[tuple[int, str], Mapped] = {}
+        self._mapped: OrderedDict[tuple[int, str], Mapped] = OrderedDict()
         for number, path in enumerate(self._indices):
             try:
                 mapped = Mapped(path)
@@ -301,23 +314,23 @@ class Reader:
         """float32 [n, width]: the rows of `digests` in their order, each compared with its checksum."""
         tables = [mapped.array(f"layer_{layer:03d}") for mapped, _ in self._tables]
         out: np.ndarray | None = None
-        arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        wanted: dict[str, list[tuple[int, int, bytes]]] = {}
         for position, digest in enumerate(digests):
             packed = bytes.fromhex(digest)
             shard, row_in_index = self._shard[packed]
             ordinal, row = tables[shard][row_in_index]
-            name = self._tables[shard][1][str(layer)][ordinal]
-            if name not in arrays:
-                arrays[name] = self._open(layer, kind, name)
-            values, crcs = arrays[name]
+            wanted.setdefault(self._tables[shard][1][str(layer)][ordinal], []).append((position, int(row), packed))
+        for name, places in wanted.items():
+            values, crcs = self._open(layer, kind, name)
             if out is None:
                 out = np.empty((len(digests), values.shape[1]), dtype=np.float32)
-            if row < min(len(values), len(crcs)) and values.shape[1] == out.shape[1]:
-                out[position] = values[row]
-            else:
-                self._lost(layer, name, f"it has no row {row}")
-            if row_crc(packed, out[position]) != int(crcs[row]):
-                self._lost(layer, name, f"the row of text {digest} fails its checksum")
+            for position, row, packed in places:
+                if row < min(len(values), len(crcs)) and values.shape[1] == out.shape[1]:
+                    out[position] = values[row]
+                else:
+                    self._lost(layer, name, f"it has no row {row}")
+                if row_crc(packed, out[position]) != int(crcs[row]):
+                    self._lost(layer, name, f"the row of text {packed.hex()} fails its checksum")
         if out is None:
             raise ValueError("no digests asked for")
         return out
@@ -326,7 +339,12 @@ class Reader:
         try:
             if (layer, name) not in self._mapped:
                 self._mapped[layer, name] = Mapped(layer_folder(self.space, layer) / name)
+                if len(self._mapped) > MOST_MAPPED:
+                    self._mapped.popitem(last=False)
             mapped = self._mapped[layer, name]
+            self._mapped.move_to_end((layer, name))
+            if f"{kind}_crc" not in mapped.names() and "reason" in mapped.facts:
+                raise ValueError(f"layer {layer} has no {kind}: {mapped.facts['reason']}")
             values, crcs = mapped.array(kind), mapped.array(f"{kind}_crc")
             if values.ndim != 2 or crcs.ndim != 1:
                 raise DamagedError(f"unreadable ({kind} is no table)")

@@ -14,6 +14,8 @@ from amygdala.errors import UserError, shown
 
 FROM_TOKEN = "from_token:"
 CHUNK = 256
+# Templates that write the date get this one: rows must not depend on the day of the capture.
+DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def rendering(tokenizer: Any, template: Mapping[str, Any]) -> Callable[[str], tu
         system = [{"role": "system", "content": template["system"]}] if template.get("system") else []
         messages = [*system, {"role": template["role"], "content": text}]
         try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+            return tokenizer.apply_chat_template(messages, chat_template=timeless, tokenize=False, add_generation_prompt=False)
         except Exception as error:  # jinja2 raises what templates raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
@@ -77,6 +79,7 @@ def rendering(tokenizer: Any, template: Mapping[str, Any]) -> Callable[[str], tu
 
     if not getattr(tokenizer, "chat_template", None):
         raise UserError("template: the model's tokenizer has no chat template; set `template: null` for raw text")
+    timeless = DATE + tokenizer.get_chat_template()
     mark = f"mark{secrets.token_hex(8)}"
     before, _, after = render(mark).partition(mark)
 
@@ -102,10 +105,12 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, max_tokens: int, template: Mapping[str, Any] | None = None) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        self.special = np.array(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}), dtype=np.int32)
-        self.place = None if template is None else rendering(tokenizer, template)
+        others = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
+        unknown = {tokenizer.unk_token_id} - others  # GPT-2's is its end token too
+        self.special = np.array(sorted(set(tokenizer.all_special_ids) - unknown), dtype=np.int32)
         if template is not None and not tokenizer.is_fast:
             raise UserError("template: needs a tokenizer that tells where its tokens lie (a fast one); set `template: null`")
+        self.place = None if template is None else rendering(tokenizer, template)
 
     def __call__(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of each text; one without content tokens has none at all (ids [0])."""
@@ -115,7 +120,8 @@ class Encoder:
         encoded = self.tokenizer(list(texts), add_special_tokens=True, return_special_tokens_mask=True, verbose=False)
         result = []
         for ids, mask in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
-            content = ~np.array(mask, dtype=bool)
+            # slow tokenizers may tell of fewer tokens than they give; then the special ids alone say which count
+            content = ~np.array(mask, dtype=bool) if len(mask) == len(ids) else np.ones(len(ids), dtype=bool)
             content[:1] = False
             result.append(self._tokens(np.array(ids, dtype=np.int32), content))
         return result
