@@ -95,10 +95,9 @@ def main() -> None:
             if size == int(given.sizes.split(",")[-1]):
                 more = run(size, size // 100, folder)
     share, passes = more["work_s"] / result["work_s"], more["forwarded_texts"] / size
-    print(
-        f"\n1 % new texts beside {size}: {more['forwarded_texts']} forwarded ({passes:.2%} of the passes); {more['work_s']:.2f} s "
-        f"with lookups and index, {share:.2%} of the full run's (model load aside in both; forwarding alone {more['seconds']:.2f} s)"
-    )
+    print(f"\n1 % new texts beside {size}: {more['forwarded_texts']} forwarded ({passes:.2%} of the passes);")
+    print(f"{more['work_s']:.2f} s with lookups and index, {share:.2%} of the full run's, model load aside in both")
+    print(f"(forwarding alone {more['seconds']:.2f} s)")
 
 
 if __name__ == "__main__":
