@@ -41,10 +41,10 @@ def capture_seconds(capture: residual.Capture, texts: Texts, encoder: Encoder, b
     wanted = [(pooling, layer) for pooling in capture.poolings for layer in capture.layers]
     with tempfile.TemporaryDirectory() as folder:
         spaces = {pooling: Path(folder) / pooling for pooling in capture.poolings}
-        buffer = activations.Buffer(spaces, texts, capture, activations.FLUSH_ROWS)
-        start = time.perf_counter()
-        activations.forward(texts, [(wanted, np.arange(len(texts)))], capture, encoder, buffer, budget, lambda line: None)
-        return time.perf_counter() - start
+        with activations.Buffer(spaces, texts, capture, activations.FLUSH_ROWS) as buffer:
+            start = time.perf_counter()
+            activations.forward(texts, [(wanted, np.arange(len(texts)))], capture, encoder, buffer, budget, lambda line: None)
+            return time.perf_counter() - start
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import itertools
 import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +48,16 @@ def lacking(texts: Texts, held: HeldOf) -> list[tuple[list[Wanted], np.ndarray]]
 
 class Buffer:
     """Rows on their way to the store, flushed as one segment a pooling and layer: at `flush_rows` texts, FLUSH_BYTES of rows or
-    FLUSH_S seconds, so that a killed run loses little.
+    FLUSH_S seconds, so that a killed run loses little. A thread writes them while the model goes on, one flush at a time. Use as
+    a context manager: leaving it waits for the writing. An error of a write is raised by the next flush or wait.
     """
 
     def __init__(self, spaces: dict[str, Path], texts: Texts, capture: "Capture", flush_rows: int) -> None:
         self.spaces, self.texts, self.capture, self.flush_rows = spaces, texts, capture, flush_rows
         self.bytes = self.rows = 0
         self.flushed = time.monotonic()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="segments")
+        self._writing: Future[None] | None = None
         self.batches: list[Batch] = []
         self.residual: dict[Wanted, list[np.ndarray]] = {}
         self.heads: dict[Wanted, list[np.ndarray]] = {}
@@ -80,12 +84,29 @@ class Buffer:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is here. Each file is whole or absent; after an error what was not written is dropped."""
+        """Begin to write what is here, once the flush before is written."""
+        self.wait()
         done, self.batches = self.batches, []
         residual, heads = self.residual, self.heads
         self.residual, self.heads, self.bytes, self.rows, self.flushed = {}, {}, 0, 0, time.monotonic()
-        if not done:
-            return
+        if done:
+            self._writing = self._writer.submit(self._write, done, residual, heads)
+
+    def wait(self) -> None:
+        """Until what was flushed is written. Each file is whole or absent; after an error what was not written is dropped."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __enter__(self) -> "Buffer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.shutdown(wait=True)
+
+    def _write(
+        self, done: list[Batch], residual: dict[Wanted, list[np.ndarray]], heads: dict[Wanted, list[np.ndarray]]
+    ) -> None:
         positions = np.concatenate([batch.positions for batch in done])
         digests = unpack_digests(np.frombuffer(self.texts.digests[positions].tobytes(), np.uint8).reshape(-1, 16))
         tokens = np.concatenate([batch.tokens for batch in done])
@@ -141,8 +162,9 @@ def forward(
                     progress.add(len(batch), int(texts.chars[batch.positions].sum()), int(batch.tokens.sum()))
             add_waiting()
             buffer.flush()
+        buffer.wait()
     except BaseException:
-        for store in (add_waiting, buffer.flush):
+        for store in (add_waiting, buffer.flush, buffer.wait):
             with contextlib.suppress(Exception):
                 store()
         raise
@@ -195,7 +217,8 @@ def run_model(
         tokens = residual.BATCH_TOKENS[device.type] if wanted_tokens == "auto" else wanted_tokens
         border = loading.rope_border(settings["source"], settings["revision"])
         budget = Budget(tokens, settings["batch_size"], border)
-        done = forward(texts, groups, capture, encoder, Buffer(spaces, texts, capture, flush_rows), budget, say)
+        with Buffer(spaces, texts, capture, flush_rows) as buffer:
+            done = forward(texts, groups, capture, encoder, buffer, budget, say)
     chars = sum(int(texts.chars[positions].sum()) for _, positions in groups)
     remember(next(iter(spaces.values())) / "rate.json", rate_of(chars, done, load_s, device.type))
     return done
