@@ -48,8 +48,8 @@ def lacking(texts: Texts, held: HeldOf) -> list[tuple[list[Wanted], np.ndarray]]
 
 class Buffer:
     """Rows on their way to the store, flushed as one segment a pooling and layer: at `flush_rows` texts, FLUSH_BYTES of rows or
-    FLUSH_S seconds, so that a killed run loses little. A thread writes them while the model goes on, one flush at a time. Use as
-    a context manager: leaving it waits for the writing. An error of a write is raised by the next flush or wait.
+    FLUSH_S seconds, so that a killed run loses little. A thread writes them while the model goes on, one flush at a time. Use
+    as a context manager: leaving it waits for the writing. An error of a write is raised by the next flush or wait.
     """
 
     def __init__(self, spaces: dict[str, Path], texts: Texts, capture: "Capture", flush_rows: int) -> None:

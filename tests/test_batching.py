@@ -157,13 +157,15 @@ def test_every_text_is_in_one_batch_that_keeps_to_the_budget(
 def test_windows_make_the_same_batches_as_all_texts_at_once(
     window: int, budget: Budget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Filled from the longest on: none is closed while another text would fit."""
+    """Filled from the longest on: none is closed while another text would fit and is nearly as long, or little is in it."""
     monkeypatch.setattr(batching, "WINDOW", window)
     lengths = lengths_like(4)
     texts = texts_of(lengths)
     expected: list[list[int]] = []
     for length in sorted(lengths, reverse=True):
-        if expected and (len(expected[-1]) + 1) * expected[-1][0] <= budget.tokens and len(expected[-1]) != budget.texts:
+        full = (len(expected[-1]) + 1) * expected[-1][0] if expected else budget.tokens + 1
+        alike = bool(expected) and (length >= 0.9 * expected[-1][0] or full <= budget.tokens / 8)
+        if full <= budget.tokens and alike and len(expected[-1]) != budget.texts:
             expected[-1].append(length)
         else:
             expected.append([length])
@@ -240,7 +242,17 @@ def test_halving(tokens: int, failed: int, left: int) -> None:
     ],
 )
 def test_what_fits(budget: Budget, count: int, longest: int, fits: bool) -> None:
-    assert budget.fits(count, longest, 1) is fits
+    assert budget.fits(count, longest, longest) is fits
+
+
+@pytest.mark.parametrize(
+    ("count", "longest", "shortest", "fits"),
+    [(6, 20, 18, True), (6, 20, 17, False), (5, 20, 1, True), (4, 25, 1, True), (4, 26, 23, False), (4, 26, 24, True)],
+)
+def test_texts_of_a_batch_are_alike_in_length_once_it_is_an_eighth_full(
+    count: int, longest: int, shortest: int, fits: bool
+) -> None:
+    assert Budget(800).fits(count, longest, shortest) is fits
 
 
 def test_text_without_content_tokens() -> None:

