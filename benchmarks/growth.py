@@ -29,6 +29,7 @@ from amygdala.batching import Texts
 from amygdala.keys import text_digest
 
 MOST = 20_000
+MIN_CHARS = 40  # as min_content_chars of config.yaml
 LAYERS = [12, 15, 18, 21]
 
 
@@ -36,7 +37,7 @@ def many_texts(count: int) -> list[str]:
     """`count` different texts, in an order drawn by seed, so that every part of them is as long on average as every other."""
     rng = random.Random(0)
     if GOEMOTIONS.is_dir():
-        return rng.sample(goemotions_texts(), count)
+        return rng.sample([text for text in goemotions_texts() if len(text) >= MIN_CHARS], count)
     graph = [json.loads(line)["text"] for line in (HOME / "resources" / "graph.jsonl").read_text().splitlines()]
     sentences = sorted({s for text in graph for s in re.split(r"(?<=[.!?])\s+", text) if len(s) > 30})
     return sorted({" ".join(rng.sample(sentences, 2)) for _ in range(2 * count)}, key=lambda _: rng.random())[:count]
