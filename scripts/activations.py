@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from amygdala.residual import Capture, Captured
 
-FLUSH_ROWS = 2048
+FLUSH_ROWS = 1024
 FLUSH_BYTES = 128 << 20
 FLUSH_S = 120.0
 Say = Callable[[str], None]

@@ -39,8 +39,8 @@ def snakefile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = folder / "scripts" / "activations.py"
     text = script.read_text(encoding="utf-8")
     batch = f"{' ' * 20}made = capture.each(batch, budget, say)\n"
-    assert text.count("FLUSH_ROWS = 2048\n") == 1 and text.count(batch) == 1
-    text = text.replace("FLUSH_ROWS = 2048\n", f"FLUSH_ROWS = {FLUSH_ROWS}\n")
+    assert text.count("FLUSH_ROWS = 1024\n") == 1 and text.count(batch) == 1
+    text = text.replace("FLUSH_ROWS = 1024\n", f"FLUSH_ROWS = {FLUSH_ROWS}\n")
     script.write_text(text.replace(batch, f"{batch}{' ' * 20}time.sleep(0.05)\n"), encoding="utf-8")
     return folder / "Snakefile"
 
