@@ -22,16 +22,28 @@ if build is not None:
     include: "rules/graph.smk"
     include: "rules/examples.smk"
     include: "rules/model.smk"
+    include: "rules/texts.smk"
     include: "rules/activations.smk"
-    include: "rules/vectors.smk"
-    include: "rules/heads.smk"
-    include: "rules/quality.smk"
-    include: "rules/readout.smk"
-    include: "rules/changes.smk"
+    include: "rules/compare.smk"
+    include: "rules/selection.smk"
 
     localrules:
-        changes,
         selection,
+
+    if build.layers:
+
+        include: "rules/weights.smk"
+        include: "rules/vectors.smk"
+        include: "rules/heads.smk"
+        include: "rules/quality.smk"
+        include: "rules/readout.smk"
+        include: "rules/changes.smk"
+        include: "rules/ablation.smk"
+        include: "rules/unseen.smk"
+        include: "rules/report.smk"
+
+        localrules:
+            changes,
 
 
 localrules:

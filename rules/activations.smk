@@ -12,9 +12,9 @@ rule capture:
     params:
         model=vars(build.model),
         settings=build.capture_settings(),
-        layers=build.layers,
-        shard=get_shard,
-        shards=len(build.index_keys),
+        layers=get_capture_layers,
+        shard=get_capture_shard,
+        shards=get_capture_shards,
         poolings=build.poolings,
     message:
         "Activations of shard {wildcards.shard} at layers {params.layers}"

@@ -7,6 +7,7 @@ sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
 from amygdala.build import Build, check
 from amygdala.errors import UserError
+from amygdala.keys import key
 from amygdala.plan import warnings_of
 
 
@@ -39,10 +40,12 @@ wildcard_constraints:
 
 
 def get_final_output():
-    return get_published("readout") if build is not None else get_nothing
+    return get_published("readout") if build is not None and build.layers else get_nothing
 
 
 def get_nothing(wildcards):
+    if build is not None:
+        raise WorkflowError(build.unswept)
     raise WorkflowError(
         "run `refresh` alone, then build: other targets would be planned from the old snapshot"
     )
@@ -73,24 +76,23 @@ def emotions_to_make(emotions, outputs_of):
     ]
 
 
-def get_batch_examples(emotions, outputs_of):
-    """Input function of a batch: the examples of the emotions that it has to make."""
+def get_batch_inputs(emotions, outputs_of, inputs_of):
+    """Input function of a batch: the files behind each of the emotions that it has to make."""
 
-    def get_examples(wildcards):
+    def get_inputs(wildcards):
         todo = emotions_to_make(emotions, outputs_of)
-        return [ancient(build.examples(emotion)) for emotion in todo]
+        return [ancient(path) for emotion in todo for path in inputs_of(emotion)]
 
-    return get_examples
+    return get_inputs
 
 
-def get_batch_indices(emotions, outputs_of):
-    """Input function of a batch: the indices of the activations, where it has anything to make."""
+def get_batch_shared(emotions, outputs_of, paths):
+    """Input function of a batch: files that all emotions need, where it has anything to make."""
 
-    def get_indices(wildcards):
-        todo = emotions_to_make(emotions, outputs_of)
-        return [ancient(path) for path in build.indices] if todo else []
+    def get_shared(wildcards):
+        return [ancient(path) for path in paths] if emotions_to_make(emotions, outputs_of) else []
 
-    return get_indices
+    return get_shared
 
 
 def get_batch_names(emotions, outputs_of):
@@ -108,6 +110,67 @@ def get_batch_files(emotions, outputs_of):
         emotion: {"examples": build.examples(emotion), "outputs": outputs_of(emotion)}
         for emotion in emotions
     }
+
+
+def get_batch_vectors(emotions, outputs_of):
+    """As get_batch_files, with the emotion's vectors by layer and the names that count as its own."""
+    return {
+        emotion: {
+            "examples": build.examples(emotion),
+            "vectors": dict(zip(build.layers, build.vectors(emotion))),
+            "names": build.rules.names_of(emotion),
+            "outputs": outputs_of(emotion),
+        }
+        for emotion in emotions
+    }
+
+
+def get_neutral():
+    """The stored neutral texts, where `denoise` asks for them."""
+    return [build.texts("neutral")] if build.neutral else []
+
+
+def get_neutral_path():
+    return build.neutral_path
+
+
+def get_digests(texts):
+    return key([text.digest for text in texts])
+
+
+def get_neutral_source(wildcards):
+    return unless_stored([build.texts("neutral")], [build.neutral_path])
+
+
+def get_unseen_sources(wildcards):
+    return unless_stored([build.texts("unseen")], [one.path for one in build.unseen])
+
+
+def get_compared(name):
+    """Output function of a comparison: {emotion: what is measured of it}"""
+    return lambda emotion: [build.compared(name, emotion)]
+
+
+def get_comparison_indices(name):
+    """All indices that a comparison reads."""
+    return [path for paths in build.comparison_indices(name).values() for path in paths]
+
+
+def get_comparison_files(name):
+    """Input function: what was measured of each emotion."""
+
+    def get_files(wildcards):
+        stored, _ = build.compared_all(name)
+        return unless_stored(
+            [stored], [build.compared(name, emotion) for emotion in build.emotions]
+        )
+
+    return get_files
+
+
+def get_weights_files():
+    """{layer: the model's own weights there}"""
+    return dict(zip(build.layers, build.weights()))
 
 
 def get_results(target):
@@ -159,23 +222,37 @@ def get_model_ready():
     return [] if build.model.kind == "folder" else [build.model_ready]
 
 
-def get_capture_examples(wildcards):
-    shard = int(wildcards.shard)
-    if shard >= len(build.index_keys) or build.index_keys[shard] != wildcards.key:
+def get_capture(wildcards):
+    capture = build.captures.get(wildcards.key)
+    if capture is None or capture.shard != int(wildcards.shard):
         raise WorkflowError(
-            f"shard {shard} with the key {wildcards.key} is not part of the current build"
+            f"shard {wildcards.shard} with the key {wildcards.key} is not part of the current build"
         )
-    return unless_stored(
-        build.captured(shard), [build.examples(emotion) for emotion in build.emotions]
-    )
+    return capture
 
 
-def get_shard(wildcards):
-    return int(wildcards.shard)
+def get_capture_examples(wildcards):
+    return unless_stored(build.captured(wildcards.key), get_capture(wildcards).texts)
+
+
+def get_capture_layers(wildcards):
+    return list(get_capture(wildcards).layers)
+
+
+def get_capture_shard(wildcards):
+    return get_capture(wildcards).shard
+
+
+def get_capture_shards(wildcards):
+    return get_capture(wildcards).shards
 
 
 def get_capture_model(wildcards):
-    return unless_stored(build.captured(int(wildcards.shard)), get_model_ready())
+    return unless_stored(build.captured(wildcards.key), get_model_ready())
+
+
+def get_weights_model(wildcards):
+    return unless_stored(build.weights(), get_model_ready())
 
 
 def get_quality_files():
@@ -183,11 +260,17 @@ def get_quality_files():
     return {
         emotion: {
             "examples": build.examples(emotion),
+            "texts": build.figures(emotion)[0],
+            "layers": dict(zip(build.layers, build.figures(emotion)[1:])),
             "vectors": dict(zip(build.layers, build.vectors(emotion))),
             "heads": dict(zip(build.layers, build.heads(emotion))),
         }
         for emotion in build.emotions
     }
+
+
+def get_together():
+    return {emotion: facts["together"] for emotion, facts in build.plan.emotions.items()}
 
 
 def get_quality_inputs(wildcards):
@@ -198,6 +281,7 @@ def get_quality_inputs(wildcards):
             build.examples(emotion),
             *build.vectors(emotion),
             *build.heads(emotion),
+            *build.figures(emotion),
         ]
     ]
     return unless_stored([build.quality], files)

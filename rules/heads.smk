@@ -5,8 +5,10 @@ for number, emotions in enumerate(build.batches):
         name:
             f"measure_heads_{number}"
         input:
-            examples=get_batch_examples(emotions, build.heads),
-            indices=get_batch_indices(emotions, build.heads),
+            examples=get_batch_inputs(emotions, build.heads, get_example_files),
+            vectors=get_batch_inputs(emotions, build.heads, build.vectors),
+            indices=get_batch_shared(emotions, build.heads, build.indices),
+            weights=get_batch_shared(emotions, build.heads, build.weights()),
         output:
             update([path for emotion in emotions for path in build.heads(emotion)]),
         log:
@@ -16,7 +18,8 @@ for number, emotions in enumerate(build.batches):
         params:
             layers=build.layers,
             min_examples=build.config["min_examples"],
-            files=get_batch_files(emotions, build.heads),
+            weights=get_weights_files(),
+            files=get_batch_vectors(emotions, build.heads),
             names=get_batch_names(emotions, build.heads),
         message:
             "Heads of {params.names}"

@@ -1,3 +1,34 @@
+# A rule a batch of emotions, as in examples.smk.
+for number, emotions in enumerate(build.batches):
+
+    rule:
+        name:
+            f"measure_emotions_{number}"
+        input:
+            examples=get_batch_inputs(emotions, build.figures, get_example_files),
+            vectors=get_batch_inputs(emotions, build.figures, build.vectors),
+            indices=get_batch_shared(emotions, build.figures, build.indices),
+            weights=get_batch_shared(emotions, build.figures, build.weights()),
+            neutral=get_batch_shared(emotions, build.figures, get_neutral()),
+        output:
+            update([path for emotion in emotions for path in build.figures(emotion)]),
+        log:
+            f"logs/figures/batch_{number}.log",
+        conda:
+            "../envs/light.yaml"
+        params:
+            method=build.config["method"],
+            denoise=build.config["denoise"],
+            neutral=next(iter(get_neutral()), None),
+            weights=get_weights_files(),
+            files=get_batch_vectors(emotions, build.figures),
+            names=get_batch_names(emotions, build.figures),
+        message:
+            "Figures of {params.names}"
+        script:
+            "../scripts/figures.py"
+
+
 rule measure_quality:
     input:
         files=get_quality_inputs,
@@ -11,6 +42,8 @@ rule measure_quality:
     params:
         layers=build.layers,
         files=get_quality_files(),
+        together=get_together(),
+        families=build.config["families"],
     message:
         "Quality figures"
     script:

@@ -5,8 +5,9 @@ for number, emotions in enumerate(build.batches):
         name:
             f"compute_vectors_{number}"
         input:
-            examples=get_batch_examples(emotions, build.vectors),
-            indices=get_batch_indices(emotions, build.vectors),
+            examples=get_batch_inputs(emotions, build.vectors, get_example_files),
+            indices=get_batch_shared(emotions, build.vectors, build.indices),
+            neutral=get_batch_shared(emotions, build.vectors, get_neutral()),
         output:
             update([path for emotion in emotions for path in build.vectors(emotion)]),
         log:
@@ -17,6 +18,8 @@ for number, emotions in enumerate(build.batches):
             layers=build.layers,
             min_examples=build.config["min_examples"],
             method=build.config["method"],
+            denoise=build.config["denoise"],
+            neutral=next(iter(get_neutral()), None),
             files=get_batch_files(emotions, build.vectors),
             names=get_batch_names(emotions, build.vectors),
         message:

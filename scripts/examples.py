@@ -1,4 +1,6 @@
-"""Snapshot to examples, a file an emotion: polarity, split, digest, text, and the scenarios of paired stories."""
+"""Snapshot to examples, a file an emotion: polarity, split, digest, text, the scenarios of paired stories, and where it is
+from.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +23,7 @@ def examples_of(corpus: Corpus, emotion: str, snapshot: BinaryIO) -> list[Exampl
 
     UserError where a text is not the one that the index knows.
     """
-    index, scenarios = corpus.index, corpus.scenarios()
+    index, scenarios, groups = corpus.index, corpus.scenarios(), corpus.groups()
     found = []
     for role in corpus.roles(emotion):
         try:
@@ -31,7 +33,8 @@ def examples_of(corpus: Corpus, emotion: str, snapshot: BinaryIO) -> list[Exampl
             digest = ""
         if digest != role.digest:
             raise UserError(f"{snapshot.name} is damaged: delete it and run snakemake again, it will be rebuilt")
-        found.append(Example(role.digest, role.polarity, role.split, node.text, scenarios.get(role.row, [])))
+        where = scenarios.get(role.row, []), groups.get(role.row, [])
+        found.append(Example(role.digest, role.polarity, role.split, node.text, *where))
     return found
 
 

@@ -23,7 +23,7 @@ NUMBERS_UP_TO = 60  # rows; more are drawn without a number in each cell
 def auc_table(quality: dict[str, Any], concepts: list[str], layers: list[int]) -> np.ndarray:
     """float64 [n_concepts, n_layers] of held-out AUC, nan where a side had no held-out text."""
     figures = quality["emotions"]
-    rows = [[figures[concept]["held_out_auc"][str(layer)] for layer in layers] for concept in concepts]
+    rows = [[figures[concept]["layers"][str(layer)]["held_out"]["auc"] for layer in layers] for concept in concepts]
     return np.array(rows, dtype=np.float64)
 
 

@@ -1,33 +1,21 @@
 """Activations to vectors, a file an emotion and layer: float32 [hidden], unit length."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amygdala.batch import emotions_of, missing, with_rows
+from amygdala.batch import emotions_of, missing
+from amygdala.directions import Denoiser, NoScenariosError, Recipe, Sides, prepared
 from amygdala.errors import UserError, shown
-from amygdala.exampleset import NEGATIVE, POSITIVE, TRAIN, digests_of, read_examples
+from amygdala.exampleset import TRAIN, read_examples
 from amygdala.job import job
+from amygdala.methods import METHODS
 from amygdala.segments import RESIDUAL, Reader
 from amygdala.vectorfile import write_vector
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
-
-Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def mean_difference(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """mean(positive) - mean(negative), sums in float64: Contrastive Activation Addition (Rimsky et al., 2312.06681).
-
-    positive float32 [n, hidden], negative float32 [m, hidden] to float64 [hidden].
-    """
-    return positive.mean(axis=0, dtype=np.float64) - negative.mean(axis=0, dtype=np.float64)
-
-
-METHODS: dict[str, Method] = {"mean_difference": mean_difference}
 
 
 def unit(direction: np.ndarray, what: str) -> tuple[np.ndarray, float]:
@@ -39,17 +27,32 @@ def unit(direction: np.ndarray, what: str) -> tuple[np.ndarray, float]:
 
 
 def make_vectors(
-    emotion: str, examples: str | Path, reader: Reader, method: str, outputs: dict[int, Path], min_examples: int
+    emotion: str,
+    examples: str | Path,
+    reader: Reader,
+    recipe: Recipe,
+    outputs: dict[int, Path],
+    min_examples: int,
+    denoiser: Denoiser | None = None,
 ) -> list[int]:
     """Write the vectors of those layers whose file is missing; returns these layers."""
     todo = missing(outputs)
-    sides = with_rows(emotion, digests_of(read_examples(examples), TRAIN), reader, min_examples) if todo else {}
+    if not todo:
+        return todo
+    sides = Sides.of(emotion, read_examples(examples), TRAIN, reader, min_examples)
     for layer in todo:
-        positive = reader.rows(layer, RESIDUAL, sides[POSITIVE])
-        negative = reader.rows(layer, RESIDUAL, sides[NEGATIVE])
-        vector, length = unit(METHODS[method](positive, negative), f"emotion {shown(emotion)}, layer {layer}")
-        used = {side: len(digests) for side, digests in sides.items()}
-        facts = {"emotion": emotion, "layer": layer, "method": method, "length": length, "used": used}
+        what = f"emotion {shown(emotion)}, layer {layer}"
+        rows = [reader.rows(layer, RESIDUAL, digests) for digests in (sides.positive, sides.negative)]
+        try:
+            positive, negative = prepared(recipe, sides, layer, rows[0], rows[1], denoiser)
+        except NoScenariosError as error:
+            raise UserError(
+                f"emotion {shown(emotion)}: method {recipe.method}: {error}; exclude the emotion or choose another method"
+            ) from None
+        vector, length = unit(METHODS[recipe.method].direction(positive, negative), what)
+        facts = {"emotion": emotion, "layer": layer, "method": recipe.method, "length": length, "used": sides.used}
+        if denoiser is not None:
+            facts["denoised"] = len(denoiser.components(layer))
         write_vector(outputs[layer], vector, facts)
     return todo
 
@@ -57,7 +60,9 @@ def make_vectors(
 if "snakemake" in globals():
     with job(snakemake) as say:
         params, reader = snakemake.params, Reader(snakemake.input.indices)
+        recipe = Recipe(params.method, params.denoise)
+        denoiser = Denoiser.of(reader, recipe, params.neutral)
         for emotion, examples, outputs in emotions_of(params):
-            done = make_vectors(emotion, examples, reader, params.method, outputs, params.min_examples)
+            done = make_vectors(emotion, examples, reader, recipe, outputs, params.min_examples, denoiser)
             if done:
                 say(f"{emotion}: layers {done}")

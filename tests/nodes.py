@@ -29,7 +29,7 @@ DEFAULTS = Rules.of(yaml.safe_load((REPOSITORY / "config.yaml").read_text(encodi
 # small texts and counts are enough for made nodes
 SMALL = dataclasses.replace(DEFAULTS, min_content_chars=1, min_positives=1, min_examples=1, held_out=0.25)
 MASK = 2**64 - 1
-POSTINGS = ("tags", "mentions", "leaks", "scenarios")
+POSTINGS = ("tags", "mentions", "leaks", "scenarios", "groups")
 ARRAYS = ("digests", "chars", "offsets", "sizes", "twins")
 
 

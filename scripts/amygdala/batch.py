@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,16 @@ def emotions_of(params: Any) -> Iterator[tuple[str, Path, dict[int, Path]]]:
     """(emotion, its examples, {layer: output}) of a batch job with the parameters `layers` and `files` (rules/common.smk)."""
     for emotion, files in params.files.items():
         yield emotion, Path(files["examples"]), dict(zip(params.layers, map(Path, files["outputs"]), strict=True))
+
+
+def by_layer(paths: Mapping[Any, str]) -> dict[int, Path]:
+    """{layer: path} as a job's parameters hold it: JSON has made the layers strings."""
+    return {int(layer): Path(path) for layer, path in paths.items()}
+
+
+def with_layers(files: Mapping[str, Any]) -> dict[str, Any]:
+    """An emotion's files as a job's parameters hold them (get_batch_vectors in rules/common.smk), as paths."""
+    return {**files, "vectors": by_layer(files["vectors"]), "outputs": [Path(path) for path in files["outputs"]]}
 
 
 def missing(outputs: dict[int, Path]) -> list[int]:

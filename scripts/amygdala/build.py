@@ -15,15 +15,21 @@ from typing import Any
 from amygdala import config as configuration
 from amygdala.files import recall, remember
 from amygdala.keys import code, key, version
+from amygdala.methods import METHODS
 from amygdala.modelinfo import Model, describe
 from amygdala.plan import Plan, Rules, make_plan
 from amygdala.snapshots import Snapshot
+from amygdala.sources import find
+from amygdala.sweeping import NotSweptError, swept_layers
+from amygdala.textsets import neutral_texts, unseen_sets
 
 LIBRARIES = ("torch", "transformers")
+NUMPY_ONLY = ("mean_difference", "paired", "pca", "lda")  # methods whose vectors no other library's version can change
 # Settings that say where and how to run, not what: no key and no manifest knows them.
 RUN_ONLY = (
     *("graph", "snapshot", "max_lost_nodes", "store", "results", "model"),
     *("device", "device_map", "batch_tokens", "batch_size", "shards", "emotions_per_job"),
+    *("sweep_layers", "neutral", "families", "ablation", "unseen", "report_texts"),
 )
 
 
@@ -39,6 +45,16 @@ class Selection:
     emotions: tuple[str, ...]
     layers: tuple[int, ...]
     key: str
+
+
+@dataclass(frozen=True)
+class CaptureJob:
+    """A capture: the shard's number among how many, the layers, and the stored files that hold the texts."""
+
+    shard: int
+    shards: int
+    layers: tuple[int, ...]
+    texts: tuple[str, ...]
 
 
 def check(config: Mapping[str, Any], home: Path, config_files: Iterable[str | Path] = ()) -> dict[str, Any]:
@@ -74,12 +90,38 @@ class Build:
         self.current = Snapshot(config, base, self.store)
         self.plan = self._plan(say)
         self.model: Model = describe(config["model"], base, Path(self.store))
-        self.layers = configuration.resolve_layers(config["target_layers"], self.model.n_layers)
         self.dtype: str = self.model.dtype if config["dtype"] == "auto" else config["dtype"]
+        self.template = configuration.template(config["template"])
+        self.poolings = configuration.poolings(config["pooling"])
+        self.all_layers = list(range(self.model.n_layers))
+        self.unswept = ""  # why `target_layers: auto` names no layers yet
+        self.layers = self._layers()
         self.emotions = sorted(self.plan.emotions)
         self.batches = batches(self.emotions, config["emotions_per_job"])
+        self.neutral_path = str(find(config["neutral"], base, "neutral")) if config["denoise"] else None
+        self.neutral = neutral_texts(Path(self.neutral_path)) if self.neutral_path else []
+        self.unseen = unseen_sets(config["unseen"], base)
         self._make_keys()
         self._make_selections()
+
+    def _layers(self) -> list[int]:
+        if self.config["target_layers"] != "auto":
+            return configuration.resolve_layers(self.config["target_layers"], self.model.n_layers)
+        try:
+            return swept_layers(Path(self.results) / "sweep.json", self.swept())
+        except NotSweptError as error:
+            self.unswept = str(error)
+            return []
+
+    def swept(self) -> dict[str, Any]:
+        """What a choice of layers holds for."""
+        return {
+            "model": self.model.identity,
+            "dtype": self.dtype,
+            "pooling": self.poolings[0],
+            "template": self.template,
+            "method": self.config["method"],
+        }
 
     def _plan(self, say: Callable[[str], None] | None) -> Plan:
         shards = self.config["shards"]
@@ -97,24 +139,55 @@ class Build:
         versions = [[library, version(library)] for library in LIBRARIES]
         self.model_key = key("model", self.model.identity, self.dtype, versions, code("amygdala.convert"))
         converted = [self.model_key] if self.model.converted else []
-        self.template = configuration.template(config["template"])
-        self.poolings = configuration.poolings(config["pooling"])
         tokens = [config["max_tokens"], self.template]
         basis = [self.model.identity, self.dtype, converted, tokens, versions, code("activations")]
         self.space_keys = [key("space", pooling, *basis) for pooling in self.poolings]
         self.space_key = self.space_keys[0]
-        self.index_keys = [key("index", sorted(self.space_keys), part["digests"], self.layers) for part in plan.shards]
-        examples_code, vectors_code, heads_code = code("examples"), code("vectors"), code("heads")
-        self.example_keys, self.vector_keys, self.head_keys = {}, {}, {}
+        self.weights_key = key("weights", self.model.identity, self.dtype, converted, versions, code("weights"))
+        self.texts_keys = {
+            "neutral": key("texts", [text.digest for text in self.neutral], code("texts")),
+            "unseen": key("texts", [[one.name, one.identity] for one in self.unseen], code("texts")),
+        }
+        made_of = {name: code(name) for name in ("examples", "vectors", "heads", "figures")}
+        learning = version("scikit-learn")
+        fitted = [] if config["method"] in NUMPY_ONLY else [learning]
+        cleaned = [config["denoise"], self.texts_keys["neutral"]] if self.neutral else []
+        self.example_keys, self.vector_keys, self.head_keys, self.figure_keys = {}, {}, {}, {}
         for emotion, facts in plan.emotions.items():
-            self.example_keys[emotion] = key("examples", emotion, facts["examples"], examples_code)
-            basis = [emotion, self.space_key, facts["training"]]
-            self.vector_keys[emotion] = key("vectors", *basis, config["method"], vectors_code)
-            self.head_keys[emotion] = key("heads", *basis, heads_code)
-        everything = [self.vector_keys, self.head_keys, self.example_keys, self.layers]
-        self.quality_key = key("quality", everything, version("scikit-learn"), code("quality"))
+            self.example_keys[emotion] = key("examples", emotion, facts["examples"], made_of["examples"])
+            trained = [facts["training"], *([facts["scenarios"]] if METHODS[config["method"]].by_scenario else [])]
+            how = [config["method"], *fitted, *cleaned, made_of["vectors"]]
+            self.vector_keys[emotion] = key("vectors", emotion, self.space_key, *trained, *how)
+            self.head_keys[emotion] = key("heads", self.vector_keys[emotion], self.weights_key, made_of["heads"])
+            basis = [self.example_keys[emotion], self.vector_keys[emotion], self.weights_key, self.rules.names_of(emotion)]
+            self.figure_keys[emotion] = key("figures", *basis, learning, made_of["figures"])
+        together = {emotion: facts["together"] for emotion, facts in plan.emotions.items()}
+        everything = [self.figure_keys, self.head_keys, self.layers, together, config["families"]]
+        self.quality_key = key("quality", everything, learning, version("scipy"), code("quality"))
+        self._make_captures()
+
+    def _make_captures(self) -> None:
+        """The keys of the captures' indices, and {key: what the capture is of}."""
+        self.captures: dict[str, CaptureJob] = {}
+        texts = (*(self.examples(emotion) for emotion in self.emotions), *([self.texts("neutral")] if self.neutral else []))
+        neutral = [self.texts_keys["neutral"]] if self.neutral else []
+
+        def indices(layers: Sequence[int]) -> list[str]:
+            found = []
+            for shard, part in enumerate(self.plan.shards):
+                found.append(key("index", sorted(self.space_keys), part["digests"], *neutral, list(layers)))
+                self.captures[found[-1]] = CaptureJob(shard, len(self.plan.shards), tuple(layers), texts)
+            return found
+
+        self.index_keys = indices(self.layers) if self.layers else []
+        self.sweep_index_keys = indices(self.all_layers)
+        self.unseen_index_key = key("index", sorted(self.space_keys), self.texts_keys["unseen"], self.layers)
+        self.captures[self.unseen_index_key] = CaptureJob(0, 1, tuple(self.layers), (self.texts("unseen"),))
 
     def _make_selections(self) -> None:
+        if not self.layers:
+            self.selections, self.releases = {}, {}
+            return
         shared = key(self.facts(), code("readout"))
 
         def selection(target: str, folder: str, emotions: Iterable[str], layers: Iterable[int], *more: str) -> Selection:
@@ -140,6 +213,7 @@ class Build:
             "pooling": self.poolings[0],
             "template": self.template,
             "method": self.config["method"],
+            "denoise": {"share": self.config["denoise"], "neutral_texts": len(self.neutral)} if self.neutral else None,
             "snapshot": {
                 "key": self.current.key,
                 "nodes": self.plan.graph["nodes"],
@@ -154,6 +228,40 @@ class Build:
             "versions": {library: version(library) for library in (*LIBRARIES, "numpy", "scikit-learn")},
         }
 
+    # Measurements on request: {name: (key, the layers, poolings, methods and shares of `denoise` that are compared)}
+
+    def comparison(self, name: str) -> dict[str, Any]:
+        """What `compare` or `sweep` measures: layers, poolings (with the indices of each), methods, shares of denoise."""
+        cleaned = [self.config["denoise"]] if self.neutral else []
+        if name == "sweep":
+            method = [self.config["method"]]
+            return {"layers": self.all_layers, "poolings": self.poolings[:1], "methods": method, "denoise": cleaned or [None]}
+        return {
+            "layers": self.layers,
+            "poolings": self.poolings,
+            "methods": list(METHODS),
+            "denoise": [None, *cleaned],
+        }
+
+    def comparison_indices(self, name: str) -> dict[str, list[str]]:
+        """{pooling: its indices}"""
+        used = self._used(self.sweep_index_keys if name == "sweep" else self.index_keys)
+        poolings = self.comparison(name)["poolings"]
+        return {pooling: [self.captured(one)[number] for one in used] for number, pooling in enumerate(poolings)}
+
+    def compared(self, name: str, emotion: str) -> str:
+        """What is measured of one emotion."""
+        basis = [self.example_keys[emotion], self.space_keys, self.comparison(name), self.texts_keys["neutral"]]
+        learning = version("scikit-learn")
+        return f"{self.store}/compare/{emotion}.{key('compare', *basis, learning, code('compare'))}.json"
+
+    def compared_all(self, name: str) -> tuple[str, str]:
+        """(stored file of the whole comparison, its key)"""
+        files = [self.compared(name, emotion) for emotion in self.emotions]
+        merged = [Path(path).name for path in files], self.swept(), self.config["sweep_layers"]
+        found = key(name, *merged, code("comparison"))
+        return f"{self.store}/compare/{name}.{found}.json", found
+
     # Paths in the store
 
     @property
@@ -162,6 +270,10 @@ class Build:
 
     def examples(self, emotion: str) -> str:
         return f"{self.store}/examples/{emotion}.{self.example_keys[emotion]}.json"
+
+    def texts(self, name: str) -> str:
+        """The neutral or unseen texts, as capture takes them."""
+        return f"{self.store}/texts/{name}.{self.texts_keys[name]}.json"
 
     @property
     def model_ready(self) -> str:
@@ -172,19 +284,30 @@ class Build:
         """The folders of activations, one a pooling; vectors are made from the first."""
         return [f"{self.store}/activations/{space}" for space in self.space_keys]
 
-    def captured(self, shard: int) -> list[str]:
+    def captured(self, index_key: str) -> list[str]:
         """What a capture job makes: an index a pooling."""
-        return [f"{space}/index/shard_{shard}.{self.index_keys[shard]}.safetensors" for space in self.spaces]
+        shard = self.captures[index_key].shard
+        return [f"{space}/index/shard_{shard}.{index_key}.safetensors" for space in self.spaces]
+
+    def _used(self, index_keys: Sequence[str]) -> list[str]:
+        """Those of shards that have texts."""
+        pairs = zip(index_keys, self.plan.shards, strict=True)
+        return [index_key for index_key, part in pairs if part["texts"] or self.neutral]
 
     @property
     def indices(self) -> list[str]:
-        """The indices that vectors are made from, those of shards that have texts."""
-        return [self.captured(shard)[0] for shard, part in enumerate(self.plan.shards) if part["texts"]]
+        """The indices that vectors are made from."""
+        return [self.captured(index_key)[0] for index_key in self._used(self.index_keys)]
 
     @property
     def all_indices(self) -> list[str]:
         """The indices of all poolings."""
-        return [path for shard, part in enumerate(self.plan.shards) if part["texts"] for path in self.captured(shard)]
+        return [path for index_key in self._used(self.index_keys) for path in self.captured(index_key)]
+
+    @property
+    def sweep_indices(self) -> list[str]:
+        """The indices over all layers, of the first pooling."""
+        return [self.captured(index_key)[0] for index_key in self._used(self.sweep_index_keys)]
 
     def vectors(self, emotion: str, layers: Iterable[int] | None = None) -> list[str]:
         folder = f"{self.store}/vectors/{emotion}.{self.vector_keys[emotion]}"
@@ -193,6 +316,16 @@ class Build:
     def heads(self, emotion: str) -> list[str]:
         folder = f"{self.store}/heads/{emotion}.{self.head_keys[emotion]}"
         return [f"{folder}/layer_{layer:03d}.json" for layer in self.layers]
+
+    def weights(self, layers: Iterable[int] | None = None) -> list[str]:
+        """Output projections and MLP neurons of the model, a file a layer."""
+        folder = f"{self.store}/weights/{self.weights_key}"
+        return [f"{folder}/layer_{layer:03d}.safetensors" for layer in (self.layers if layers is None else layers)]
+
+    def figures(self, emotion: str) -> list[str]:
+        """An emotion's own figures: of its texts, then of each layer."""
+        folder = f"{self.store}/figures/{emotion}.{self.figure_keys[emotion]}"
+        return [f"{folder}/texts.json", *(f"{folder}/layer_{layer:03d}.json" for layer in self.layers)]
 
     @property
     def quality(self) -> str:

@@ -28,6 +28,7 @@ from amygdala.tags import folded, left_over, looks_like_tags
 from amygdala.tensors import write_tensors
 
 ASCII_WORD = re.compile(r"[a-z0-9]+")
+MOST_FOLDERS = 40  # of keys in one source: more are no groups of texts, but names
 TEXT_ARRAYS = ("digests", "chars", "offsets", "sizes", "twins")
 
 
@@ -83,8 +84,8 @@ class Index:
 
     digests: uint8 [n, 16]; chars: int32 [n], characters; offsets, sizes: int64 [n], bytes of the line of the snapshot that
     holds the text; twins: int32 [n], the first row of the text's group of near duplicates; tags: scores by emotion; mentions:
-    how often a name stands in the text; leaks: names that stand in it as `name:number`; scenarios; facts: counts of the
-    snapshot.
+    how often a name stands in the text; leaks: names that stand in it as `name:number`; scenarios; groups: where the text is
+    from (group_of); facts: counts of the snapshot.
     """
 
     digests: np.ndarray
@@ -96,6 +97,7 @@ class Index:
     mentions: Postings
     leaks: Postings
     scenarios: Postings
+    groups: Postings
     facts: dict[str, Any]
 
     @property
@@ -116,6 +118,25 @@ class _Text:
     size: int
     scores: dict[str, float]
     scenarios: set[str]
+    places: set[tuple[str, str]]
+
+
+def group_of(origin: str, key: str) -> str:
+    """Where a node is from: its source, and the first folder of its key where keys are paths ("memories/journal")."""
+    folder, slash, _ = key.partition("/")
+    return f"{origin}/{folder}" if slash else origin
+
+
+def _groups(texts: Iterable[_Text]) -> dict[tuple[str, str], str]:
+    """{(source, group): the group's name}: the source alone where its keys have more than MOST_FOLDERS folders."""
+    found: dict[str, set[str]] = {}
+    for origin, group in {place for text in texts for place in text.places}:
+        found.setdefault(origin, set()).add(group)
+    return {
+        (origin, group): group if len(groups) <= MOST_FOLDERS else origin
+        for origin, groups in found.items()
+        for group in groups
+    }
 
 
 class Finder:
@@ -165,6 +186,8 @@ def make_index(nodes: Iterable[Node], skipped: Sequence[Skipped] = (), extra: It
     mentions: dict[str, dict[int, float]] = {}
     leaks: dict[str, dict[int, float]] = {}
     scenarios: dict[str, dict[int, float]] = {}
+    groups: dict[str, dict[int, float]] = {}
+    named = _groups(texts.values())
     for row, digest in enumerate(order):
         text = texts[digest]
         words = words_of(text.text)
@@ -174,6 +197,7 @@ def make_index(nodes: Iterable[Node], skipped: Sequence[Skipped] = (), extra: It
             (mentions, find(words)),
             (leaks, dict.fromkeys(left_over(text.text) & names, 1)),
             (scenarios, dict.fromkeys(text.scenarios, 1)),
+            (groups, dict.fromkeys((named[place] for place in text.places), 1)),
         ):
             for name, value in found.items():
                 into.setdefault(name, {})[row] = value
@@ -197,6 +221,7 @@ def make_index(nodes: Iterable[Node], skipped: Sequence[Skipped] = (), extra: It
         mentions=Postings.of(mentions),
         leaks=Postings.of(leaks),
         scenarios=Postings.of(scenarios),
+        groups=Postings.of(groups),
         facts=facts,
     )
 
@@ -205,11 +230,12 @@ def _add(texts: dict[str, _Text], node: Node, offset: int, size: int) -> None:
     digest = node.digest
     known = texts.get(digest)
     if known is None:
-        known = texts[digest] = _Text(node.text, offset, size, {}, set())
+        known = texts[digest] = _Text(node.text, offset, size, {}, set(), set())
     for emotion, score in node.scores.items():
         known.scores[emotion] = max(score, known.scores.get(emotion, 0.0))
     if node.scenario is not None:
         known.scenarios.add(node.scenario)
+    known.places.add((node.origin, group_of(node.origin, node.key)))
 
 
 def index_of_snapshot(snapshot: str | Path, facts: Mapping[str, Any], extra: Iterable[str] = ()) -> Index:
@@ -219,7 +245,7 @@ def index_of_snapshot(snapshot: str | Path, facts: Mapping[str, Any], extra: Ite
     return index
 
 
-POSTINGS = ("tags", "mentions", "leaks", "scenarios")
+POSTINGS = ("tags", "mentions", "leaks", "scenarios", "groups")
 
 
 def _sum(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> str:

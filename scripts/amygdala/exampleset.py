@@ -15,13 +15,16 @@ TRAIN, HELD_OUT = "train", "held_out"
 
 @dataclass(frozen=True)
 class Example:
-    """A text's role for one emotion: polarity positive or negative, split train or held_out, the paired scenarios it is of."""
+    """A text's role for one emotion: polarity positive or negative, split train or held_out, the paired scenarios it is of, and
+    where it is from (corpus.group_of).
+    """
 
     digest: str
     polarity: str
     split: str
     text: str
     scenarios: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
 
 
 class Membership(Protocol):

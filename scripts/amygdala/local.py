@@ -25,7 +25,7 @@ FOLDERS = "stories/<emotion>.txt, paired/<scenario>/<emotion>.txt, direct/<emoti
 Options = Mapping[str, Any]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, line) of the non-blank lines; UserError where the file is not UTF-8."""
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     for number, line in enumerate(data.split(b"\n"), 1):
@@ -36,7 +36,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise UserError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def _record(line: str) -> Any:
+def record_of(line: str) -> Any:
     try:
         return json.loads(line)
     except RecursionError:
@@ -49,10 +49,10 @@ def read_file(path: Path, options: Options) -> Iterator[RawNode]:
     """JSON Lines: a node a line, or the entities of a memory file of @modelcontextprotocol/server-memory."""
     form = options.get("format", "auto")
     found = False
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         where = f"{path}:{number}"
         try:
-            record = _record(line)
+            record = record_of(line)
             if form == "auto":
                 form = "memory" if isinstance(record, dict) and record.get("type") in ("entity", "relation") else "nodes"
             if form == "memory" and isinstance(record, dict) and record.get("type") == "relation":

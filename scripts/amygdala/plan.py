@@ -7,7 +7,7 @@ counts, small at any size of graph; the examples job works its emotions' lists o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -168,10 +168,27 @@ class Corpus:
 
     def scenarios(self) -> dict[int, list[str]]:
         """{row: names} of the texts that belong to scenarios."""
-        found: dict[int, list[str]] = {}
-        for name in self.index.scenarios.names:
-            for row in self.index.scenarios[name][0]:
-                found.setdefault(int(row), []).append(name)
+        return _by_row(self.index.scenarios)
+
+    def groups(self) -> dict[int, list[str]]:
+        """{row: where the text is from}"""
+        return _by_row(self.index.groups)
+
+    def together(self, emotions: Sequence[str], count: int = 5) -> dict[str, list[list[Any]]]:
+        """{emotion: [[other, share of the emotion's positives that are positives of the other]]}, the `count` largest above 0.
+
+        All positives count, also those beyond the cap and those held out.
+        """
+        member = np.zeros((len(emotions), len(self.usable)), dtype=np.float32)
+        for number, emotion in enumerate(emotions):
+            member[number, self.positives(emotion)] = 1
+        both = member @ member.T
+        found: dict[str, list[list[Any]]] = {}
+        for number, emotion in enumerate(emotions):
+            shares = both[number] / max(both[number, number], 1)
+            shares[number] = 0
+            order = np.argsort(-shares, kind="stable")[:count]
+            found[emotion] = [[emotions[other], round(float(shares[other]), 6)] for other in order if shares[other] > 0]
         return found
 
     def select(self) -> tuple[dict[str, str], dict[str, str], dict[str, int]]:
@@ -222,11 +239,20 @@ class Corpus:
         }
 
 
+def _by_row(postings: Postings) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for name in postings.names:
+        for row in postings[name][0]:
+            found.setdefault(int(row), []).append(name)
+    return found
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the Snakefile needs to know of a snapshot: a few hundred bytes an emotion.
 
-    emotions: {emotion: {"examples": hash, "training": hash, "counts": …}}; selection: {name: {"chosen", "reason", "positives",
+    emotions: {emotion: {"examples": hash, "training": hash, "scenarios": hash of the training texts' scenarios, "counts": …,
+    "together": as Corpus.together}}; selection: {name: {"chosen", "reason", "positives",
     …}} of every emotion in the graph or the configuration; shards: one {"texts": number, "digests": hash} a shard; texts:
     number of texts that go through the model; graph: counts of the snapshot.
     """
@@ -247,7 +273,7 @@ def make_plan(index: Index, rules: Rules, shards: int, name: str) -> Plan:
     """The plan of a snapshot. `name` (the graph's) is for messages; UserError where no emotion has enough examples."""
     corpus = Corpus(index, rules)
     chosen, left_out, positives = corpus.select()
-    scenarios = corpus.scenarios()
+    scenarios, groups = corpus.scenarios(), corpus.groups()
     emotions: dict[str, dict[str, Any]] = {}
     selection: dict[str, dict[str, Any]] = {}
     forwarded: set[str] = set()
@@ -263,10 +289,18 @@ def make_plan(index: Index, rules: Rules, shards: int, name: str) -> Plan:
             continue
         forwarded.update(role.digest for role in roles)
         emotions[emotion] = {
-            "examples": key([(role.digest, role.polarity, role.split, scenarios.get(role.row, [])) for role in roles]),
+            "examples": key(
+                [
+                    (role.digest, role.polarity, role.split, scenarios.get(role.row, []), groups.get(role.row, []))
+                    for role in roles
+                ]
+            ),
             "training": key(digests_of(roles, TRAIN)),
+            "scenarios": key([(role.digest, scenarios.get(role.row, [])) for role in roles if role.split == TRAIN]),
             "counts": counts,
         }
+    for emotion, together in corpus.together(list(emotions)).items():
+        emotions[emotion]["together"] = together
     for emotion, reason in left_out.items():
         selection[emotion] = {"chosen": False, "reason": reason, "positives": positives.get(emotion, 0)}
     labels_shown = {emotion: corpus.labels_shown(emotion) for emotion in positives}

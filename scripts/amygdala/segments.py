@@ -312,28 +312,44 @@ class Reader:
 
     def rows(self, layer: int, kind: str, digests: Sequence[str]) -> np.ndarray:
         """float32 [n, width]: the rows of `digests` in their order, each compared with its checksum."""
-        tables = [mapped.array(f"layer_{layer:03d}") for mapped, _ in self._tables]
-        out: np.ndarray | None = None
-        wanted: dict[str, list[tuple[int, int, bytes]]] = {}
-        for position, digest in enumerate(digests):
-            packed = bytes.fromhex(digest)
-            shard, row_in_index = self._shard[packed]
-            ordinal, row = tables[shard][row_in_index]
-            wanted.setdefault(self._tables[shard][1][str(layer)][ordinal], []).append((position, int(row), packed))
-        for name, places in wanted.items():
-            values, crcs = self._open(layer, kind, name)
-            if out is None:
-                out = np.empty((len(digests), values.shape[1]), dtype=np.float32)
-            for position, row, packed in places:
-                if row < min(len(values), len(crcs)) and values.shape[1] == out.shape[1]:
-                    out[position] = values[row]
-                else:
-                    self._lost(layer, name, f"it has no row {row}")
-                if row_crc(packed, out[position]) != int(crcs[row]):
-                    self._lost(layer, name, f"the row of text {packed.hex()} fails its checksum")
-        if out is None:
+        if not len(digests):
             raise ValueError("no digests asked for")
+        packed = [bytes.fromhex(digest) for digest in digests]
+        places = np.array([self._shard[digest] for digest in packed], dtype=np.int64)
+        out: np.ndarray | None = None
+        for shard in np.unique(places[:, 0]):
+            mapped, names = self._tables[shard]
+            of_shard = np.flatnonzero(places[:, 0] == shard)
+            ordinals, rows = mapped.array(f"layer_{layer:03d}")[places[of_shard, 1]].T
+            for ordinal in np.unique(ordinals):
+                chosen = ordinals == ordinal
+                name = names[str(layer)][ordinal]
+                values, crcs = self._open(layer, kind, name)
+                if out is None:
+                    out = np.empty((len(digests), values.shape[1]), dtype=np.float32)
+                self._take(layer, name, values, crcs, rows[chosen], of_shard[chosen], packed, out)
+        assert out is not None
         return out
+
+    def _take(
+        self,
+        layer: int,
+        name: str,
+        values: np.ndarray,
+        crcs: np.ndarray,
+        rows: np.ndarray,
+        positions: np.ndarray,
+        packed: list[bytes],
+        out: np.ndarray,
+    ) -> None:
+        """Copy `rows` of one segment to `positions` of `out`, and compare each copy with its checksum."""
+        there = min(len(values), len(crcs))
+        if values.shape[1] != out.shape[1] or (rows >= there).any():
+            self._lost(layer, name, f"it has no row {rows[rows >= there][0] if (rows >= there).any() else rows[0]}")
+        out[positions] = values[rows]
+        for position, crc in zip(positions.tolist(), crcs[rows].tolist(), strict=True):
+            if row_crc(packed[position], out[position]) != crc:
+                self._lost(layer, name, f"the row of text {packed[position].hex()} fails its checksum")
 
     def _open(self, layer: int, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         try:

@@ -93,15 +93,15 @@ def find(path: str, base: Iterable[Path], what: str) -> Path:
     raise UserError(f"{what}: no such file: {places}")
 
 
-def _located(source: Source, base: Sequence[Path]) -> Source:
+def located(source: Source, base: Sequence[Path], what: str = "graph") -> Source:
     """A local source with its paths found; UserError where one is missing or of the wrong kind."""
     options = dict(source.options)
     for name in ("path", "label_names"):
         if name in options:
-            found = find(options[name], base, "graph")
+            found = find(options[name], base, what)
             folder = source.kind == "stories" and name == "path"
             if found.is_dir() != folder:
-                raise UserError(f"graph: cannot read {found}: it is {'no' if folder else 'a'} folder")
+                raise UserError(f"{what}: cannot read {found}: it is {'no' if folder else 'a'} folder")
             options[name] = str(found)
     if source.kind == "table":  # the suffix says how it is read, and so belongs to the identity
         tabs = Path(options["path"]).suffix.lower() in (".tsv", ".tab")
@@ -120,7 +120,7 @@ class Graph:
         self.skip_bad = config["bad_nodes"] == "skip"
         self.snapshot = Path(config["snapshot"]).expanduser()
         self.configured = sources_of(config["graph"])
-        self.sources = [source if source.live else _located(source, base) for source in self.configured]
+        self.sources = [source if source.live else located(source, base) for source in self.configured]
         self.files = {
             source.name: files_of(source.kind, Path(source.options["path"]), source.options)
             for source in self.sources

@@ -1,0 +1,34 @@
+# Texts beside the graph, for capture: neutral ones (denoise), and those from elsewhere that a release is measured on.
+rule store_neutral:
+    input:
+        get_neutral_source,
+    output:
+        build.texts("neutral"),
+    log:
+        "logs/texts/neutral.log",
+    conda:
+        "../envs/light.yaml"
+    params:
+        neutral=get_neutral_path(),
+        digests=get_digests(build.neutral),
+    message:
+        "Neutral texts"
+    script:
+        "../scripts/texts.py"
+
+
+rule store_unseen:
+    input:
+        get_unseen_sources,
+    output:
+        build.texts("unseen"),
+    log:
+        "logs/texts/unseen.log",
+    conda:
+        "../envs/light.yaml"
+    params:
+        sets=[vars(one) for one in build.unseen],
+    message:
+        "Texts from elsewhere"
+    script:
+        "../scripts/texts.py"

@@ -1,0 +1,24 @@
+rule extract_weights:
+    input:
+        get_weights_model,
+    output:
+        update(build.weights()),
+    log:
+        f"logs/weights.{build.weights_key}.log",
+    conda:
+        "../envs/model.yaml"
+    threads: 32
+    params:
+        model=vars(build.model),
+        settings=build.capture_settings(),
+        layers=build.layers,
+        store=build.store,
+    message:
+        "Output projections and neurons of layers {params.layers}"
+    script:
+        "../scripts/weights.py"
+
+
+rule weights:
+    input:
+        [ancient(path) for path in build.weights()],

@@ -1,0 +1,175 @@
+"""What held-out texts say of a direction: AUC with a bootstrap interval, effect size, null distributions, and figures of the
+rows themselves. Every draw is seeded by its caller.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+REPLICATES = 1000
+LEVEL = 0.95
+
+
+def generator(*salt: Any) -> np.random.Generator:
+    """Random numbers that depend on `salt` alone."""
+    seed = hashlib.sha256("\0".join(str(part) for part in salt).encode("utf-8", "surrogatepass")).digest()[:16]
+    return np.random.default_rng(np.frombuffer(seed, dtype="<u4"))
+
+
+def aucs(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of each column: the share of pairs that the positive wins, a tie half (Mann and Whitney, 1947).
+
+    positive [n, k], negative [m, k] to float64 [k]; n, m > 0.
+    """
+    n, m = len(positive), len(negative)
+    ranks = rankdata(np.concatenate([positive, negative]), axis=0)
+    return (ranks[:n].sum(axis=0) - n * (n + 1) / 2) / (n * m)
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float | None:
+    """AUC of positive [n] against negative [m]; None where a side is empty."""
+    if not len(positive) or not len(negative):
+        return None
+    return float(aucs(positive[:, None], negative[:, None])[0])
+
+
+class Bootstrap:
+    """Percentile intervals of AUC over texts drawn anew from each side (Efron and Tibshirani, 1993, ch. 13 and 16).
+
+    One draw of texts serves all that is measured on the same texts, so that figures of several layers or methods are
+    comparable.
+    """
+
+    def __init__(self, n: int, m: int, random: np.random.Generator, replicates: int = REPLICATES) -> None:
+        """n positives, m negatives; replicates: how many draws."""
+        self.positive = random.multinomial(n, np.full(n, 1 / n), size=replicates).astype(np.float32) if n else None
+        self.negative = random.multinomial(m, np.full(m, 1 / m), size=replicates).astype(np.float32) if m else None
+
+    def aucs(self, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+        """positive [n], negative [m] to float64 [replicates]."""
+        assert self.positive is not None and self.negative is not None
+        wins = (positive[:, None] > negative[None, :]) + np.float32(0.5) * (positive[:, None] == negative[None, :])
+        total = ((self.positive @ wins.astype(np.float32)) * self.negative).sum(axis=1, dtype=np.float64)
+        return total / (len(positive) * len(negative))
+
+    def interval(self, positive: np.ndarray, negative: np.ndarray) -> list[float] | None:
+        """[low, high] of the AUC at LEVEL; None where a side is empty."""
+        if self.positive is None or self.negative is None:
+            return None
+        return quantiles(self.aucs(positive, negative))
+
+
+def quantiles(values: np.ndarray) -> list[float]:
+    """[low, high]: what holds the middle LEVEL of the values."""
+    tail = (1 - LEVEL) / 2
+    return [float(value) for value in np.quantile(values, [tail, 1 - tail])]
+
+
+def spread_of(values: np.ndarray, reached: float) -> dict[str, Any]:
+    """{"mean", "sd", "interval", "draws"} of a null distribution, and the share of its draws that are `reached` or more."""
+    return {
+        "reached": float((values >= reached).mean()),
+        "mean": float(values.mean()),
+        "sd": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+        "interval": quantiles(values),
+        "draws": len(values),
+    }
+
+
+def cohens_d(positive: np.ndarray, negative: np.ndarray) -> float | None:
+    """(mean positive - mean negative) / pooled standard deviation (Cohen, 1988, eq. 2.5.1); None where it is undefined."""
+    n, m = len(positive), len(negative)
+    if min(n, m) < 1 or n + m < 3:
+        return None
+    squares = ((positive - positive.mean()) ** 2).sum() + ((negative - negative.mean()) ** 2).sum()
+    pooled = float(np.sqrt(squares / (n + m - 2)))
+    return float(positive.mean() - negative.mean()) / pooled if pooled > 0 else None
+
+
+def random_directions(hidden: int, count: int, random: np.random.Generator) -> np.ndarray:
+    """float32 [hidden, count]: directions drawn evenly from the sphere (normals; their length does not matter to an AUC)."""
+    return random.standard_normal((hidden, count)).astype(np.float32)
+
+
+Direction = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def shuffled(n: int, m: int, random: np.random.Generator, paired: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (of n positives, then m negatives) that count as positive and as negative once labels are shuffled; with `paired`
+    rows (n = m) a label only changes places with its partner's.
+    """
+    if paired:
+        swap = random.random(n) < 0.5
+        first = np.arange(n)
+        return np.where(swap, first + n, first), np.where(swap, first, first + n)
+    order = random.permutation(n + m)
+    return order[:n], order[n:]
+
+
+def halves(n: int, m: int, random: np.random.Generator, paired: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Two halves as (rows of the positives, rows of the negatives); `paired` rows stay together."""
+    of_positive = random.permutation(n)
+    of_negative = of_positive if paired else random.permutation(m)
+    return [(of_positive[part::2], of_negative[part::2] + n) for part in (0, 1)]
+
+
+def weights(groups: list[tuple[np.ndarray, np.ndarray]], rows: int) -> np.ndarray:
+    """float32 [groups, rows]: what each row counts in mean(positive) - mean(negative) of each group."""
+    table = np.zeros((len(groups), rows), dtype=np.float32)
+    for number, (positive, negative) in enumerate(groups):
+        table[number, positive] = 1 / len(positive)
+        table[number, negative] = -1 / len(negative)
+    return table
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> float | None:
+    """None where one of them has no direction."""
+    lengths = float(np.linalg.norm(first)) * float(np.linalg.norm(second))
+    return float(first @ second) / lengths if lengths > 0 and np.isfinite(lengths) else None
+
+
+def spectrum(rows: np.ndarray) -> dict[str, Any]:
+    """How the variance of rows [n, hidden] spreads over principal components, after centring.
+
+    first_component: the largest one's share; components_90: how many hold 90 %; participation_ratio: (sum of variances)^2 /
+    sum of their squares, the number of components if all were alike (Gao et al., 2017). None where nothing varies.
+    """
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    gram = centred @ centred.T if len(centred) <= centred.shape[1] else centred.T @ centred
+    total = float(np.trace(gram))
+    if len(rows) < 2 or total <= 0:
+        return {"first_component": None, "components_90": None, "participation_ratio": None}
+    values = np.clip(np.linalg.eigvalsh(gram)[::-1], 0, None)
+    shares = np.cumsum(values) / values.sum()
+    return {
+        "first_component": float(shares[0]),
+        "components_90": int(np.searchsorted(shares, 0.9 - 1e-12) + 1),
+        "participation_ratio": total**2 / float((gram**2).sum()),
+    }
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Pearson's r of two columns [n]; None where one does not vary."""
+    x, y = first - first.mean(), second - second.mean()
+    scale = float(np.sqrt((x**2).sum() * (y**2).sum()))
+    return float((x * y).sum()) / scale if scale > 1e-12 else None
+
+
+def explained_by_groups(values: np.ndarray, groups: np.ndarray) -> float | None:
+    """Share of the variance of values [n] that lies between groups (int [n]), less what as many groups of random texts would
+    have: epsilon squared (Kelley, 1935), not below 0. None where it is undefined (one group, or nothing varies).
+    """
+    names, place = np.unique(groups, return_inverse=True)
+    n, k = len(values), len(names)
+    total = float(((values - values.mean()) ** 2).sum())
+    if k < 2 or n <= k or total <= 1e-12:
+        return None
+    sizes = np.bincount(place)
+    means = np.bincount(place, weights=values) / sizes
+    within = float(((values - means[place]) ** 2).sum())
+    return max(0.0, 1 - (within / (n - k)) / (total / (n - 1)))

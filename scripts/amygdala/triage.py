@@ -1,0 +1,190 @@
+"""What a person should look at first: each vector's faults by name, and one line in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from amygdala.errors import shown
+
+FEW_TRAIN, FEW_HELD_OUT = 20, 10  # texts a side: with fewer, intervals are too wide to say anything
+LABEL_WORD, LABEL_WORD_OTHERS = 0.6, 0.1  # a word of so many positives and so few negatives is a label, or a template
+TELLS_LABEL = 0.8  # AUC of something else than the rows
+FOLLOWS = 0.5  # |r| of the projection with it where the label is known
+FOLLOWS_GROUPS = 0.3  # share of the projection's variance, where the label is known
+ONE_SCENE = 0.9
+SAME_TEXTS = 0.8
+SAME_DIRECTION = 0.98
+REDUNDANT = 0.9
+ONE_NEURON = 0.6
+FRAGMENTED = 0.4
+UNSTABLE = 0.3
+ONE_TEXT = 0.9  # cosine of the difference of means with that without one text
+FEW_DRAWS = 20  # of shuffled labels: fewer show no twentieth
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A fault: its name, why in words, and texts (excerpts) that show it. serious: the vector is not to be used as it is."""
+
+    name: str
+    why: str
+    serious: bool = True
+    texts: list[str] = field(default_factory=list)
+
+
+def few_examples(counts: Mapping[str, Mapping[str, int]]) -> list[Flag]:
+    """counts: {split: {polarity: number}}"""
+    least = {"train": FEW_TRAIN, "held_out": FEW_HELD_OUT}
+    short = [
+        f"{number} {split.replace('_', '-')} {side}s"
+        for split, sides in counts.items()
+        for side, number in sides.items()
+        if number < least[split]
+    ]
+    return [Flag("too few examples", f"only {', '.join(short)}: every figure is rough")] if short else []
+
+
+def told_apart(figures: Mapping[str, Any]) -> list[Flag]:
+    """Whether held-out texts are told apart at all, and the right way round."""
+    held_out = figures["held_out"]
+    if held_out["interval"] is None:
+        return [Flag("not measured", "no held-out texts on both sides")]
+    low, high = held_out["interval"]
+    numbers = f"held-out AUC {held_out['auc']:.2f}, interval {low:.2f} to {high:.2f}"
+    if high < 0.5:
+        return [Flag("flipped", f"{numbers}: the vector points away from its emotion")]
+    if low <= 0.5:
+        return [Flag("chance", f"{numbers} holds 0.5: held-out texts are not told apart")]
+    shuffled = figures.get("shuffled")
+    if shuffled and shuffled["draws"] >= FEW_DRAWS and shuffled["reached"] > 0.05:
+        why = f"{shuffled['reached']:.0%} of {shuffled['draws']} vectors trained on shuffled labels reach as much"
+        return [Flag("chance", f"{numbers}, but {why}")]
+    return []
+
+
+def label_left(texts: Mapping[str, Any]) -> list[Flag]:
+    """A word that gives the label away: a tag line that was not cut, a template, a signature."""
+    found = []
+    for entry in texts["words"]:
+        if entry["positive"] >= LABEL_WORD and entry["negative"] <= LABEL_WORD_OTHERS:
+            of_sides = f"{entry['positive']:.0%} of the positives, {entry['negative']:.0%} of the negatives"
+            why = f"{shown(entry['word'])} stands in {of_sides}"
+            found.append(Flag("label in the text", why, texts=[entry["example"]]))
+            break
+    return found
+
+
+def confounded(texts: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Flag]:
+    """Something else than the emotion tells the sides apart, or the projection follows it."""
+    found = []
+    projection = figures["projection"]
+    for name, value in texts["label_auc"].items():
+        if name == "scenario":
+            continue  # one_scene
+        told = value is not None and max(value, 1 - value) >= TELLS_LABEL
+        if name == "source":
+            follows, number = projection[name]["explained"], "share of its variance"
+            does = follows is not None and follows >= FOLLOWS_GROUPS
+        else:
+            follows, number = projection[name]["r_within"], "r"
+            does = follows is not None and abs(follows) >= FOLLOWS
+        reasons = [f"it tells the label with AUC {value:.2f}"] if told else []
+        reasons += [f"the projection follows it within the sides ({number} {follows:.2f})"] if does else []
+        if reasons:
+            shown_texts = [text for text in texts["longest"].values() if text] if name == "length" else []
+            found.append(Flag(f"confounded ({name.replace('_', ' ')})", " and ".join(reasons), texts=shown_texts))
+    return found
+
+
+def one_scene(texts: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Flag]:
+    scenarios = texts["scenarios"]
+    found = []
+    if scenarios["share"] is not None and scenarios["share"] >= ONE_SCENE:
+        why = f"{scenarios['share']:.0%} of the positives are of the scenario {shown(scenarios['largest'])}"
+        found.append(Flag("one scenario", f"{why}: the vector may be that scene"))
+    explained = figures["projection"]["scenarios_of_positives"]
+    if explained is not None and explained >= FOLLOWS:
+        found.append(Flag("confounded (scenario)", f"{explained:.0%} of the positives' projections is between scenarios"))
+    return found
+
+
+def like_others(emotion: str, cross: Mapping[str, Any], together: Mapping[str, Mapping[str, float]]) -> list[Flag]:
+    """Another emotion with the same texts or the same direction, or all others together.
+
+    cross: the emotion's figures across emotions at one layer; together: {emotion: {other: share of its positives}}.
+    """
+    found = []
+    for other, share in together.get(emotion, {}).items():
+        if min(share, together.get(other, {}).get(emotion, 0.0)) >= SAME_TEXTS:
+            found.append(
+                Flag("same texts", f"{share:.0%} of its positives are positives of {shown(other)} too, and the reverse")
+            )
+            break
+    ridge = cross["ridge"]
+    if ridge["r2"] is not None and ridge["r2"] > REDUNDANT:
+        names = ", ".join(f"{shown(name)} {weight:+.2f}" for name, weight in ridge["coefficients"][:3])
+        found.append(Flag("redundant", f"the other vectors make up {ridge['r2']:.0%} of it ({names})"))
+    elif cross["nearest"] and cross["nearest"][0][1] >= SAME_DIRECTION:
+        name, value = cross["nearest"][0]
+        found.append(Flag("redundant", f"cosine {value:.3f} with {shown(name)}"))
+    return found
+
+
+def of_the_rows(figures: Mapping[str, Any]) -> list[Flag]:
+    found = []
+    neuron = figures["neuron"]
+    if "cosine" in neuron and abs(neuron["cosine"]) > ONE_NEURON:
+        found.append(Flag("one-neuron", f"cosine {neuron['cosine']:.2f} with what MLP neuron {neuron['index']} writes"))
+    for side, text in figures["furthest"].items():
+        turned = None if text is None else text["cosine_without"]
+        if text is not None and turned is not None and turned < ONE_TEXT:
+            held = f"{text['share']:.0%} of their variance"
+            why = (
+                f"without one {side} of {text['texts']} ({held}) the difference of means would have cosine {turned:.2f} with it"
+            )
+            found.append(Flag("one text", why, texts=[text["text"]]))
+    half = figures["split_half_cosine"]
+    if half is not None and half < UNSTABLE:
+        found.append(Flag("unstable", f"vectors from two halves of the texts have cosine {half:.2f}"))
+    share, others = (figures["spectrum"][name] for name in ("first_component", "first_component_of_negatives"))
+    if share is not None and share < FRAGMENTED and (others is None or share <= others):
+        why = f"the positives' first principal component holds {share:.0%} of their variance, no more than that of any texts"
+        texts = [outlier["text"] for outlier in figures["outliers"]]
+        found.append(Flag("fragmented", why, serious=False, texts=texts))
+    return found
+
+
+def triage(
+    emotion: str,
+    texts: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    cross: Mapping[str, Any],
+    together: Mapping[str, Mapping[str, float]],
+) -> list[Flag]:
+    """All faults of one vector, the gravest first."""
+    found = [
+        *few_examples(texts["counts"]),
+        *told_apart(figures),
+        *label_left(texts),
+        *one_scene(texts, figures),
+        *confounded(texts, figures),
+        *like_others(emotion, cross, together),
+        *of_the_rows(figures),
+    ]
+    return sorted(found, key=lambda flag: not flag.serious)
+
+
+def verdict(flags: Sequence[Flag]) -> str:
+    """The gravest fault's name, or clean where none is serious."""
+    return next((flag.name for flag in flags if flag.serious), CLEAN)
+
+
+def line(flags: Sequence[Flag], figures: Mapping[str, Any]) -> str:
+    """One line in words."""
+    value, interval = figures["held_out"]["auc"], figures["held_out"]["interval"]
+    measured = f" (held-out AUC {value:.2f}, {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+    told = [f"{flag.name}: {flag.why}" for flag in flags]
+    return "; ".join([f"{CLEAN}{measured}", *told] if verdict(flags) == CLEAN else told)
