@@ -146,6 +146,26 @@ def get_unseen_sources(wildcards):
     return unless_stored([build.texts("unseen")], [one.path for one in build.unseen])
 
 
+def get_no_unseen(wildcards):
+    raise WorkflowError("unseen: the configuration names no texts from elsewhere")
+
+
+def get_unseen_texts(wildcards):
+    return unless_stored(build.unseen_report, [build.texts("unseen")])
+
+
+def get_unseen_index(wildcards):
+    return unless_stored(build.unseen_report, build.captured(build.unseen_index_key)[:1])
+
+
+def get_unseen_release(wildcards):
+    return unless_stored(build.unseen_report, build.release(build.selections["readout"]))
+
+
+def get_unseen_quality(wildcards):
+    return unless_stored(build.unseen_report, [build.quality])
+
+
 def get_compared(name):
     """Output function of a comparison: {emotion: what is measured of it}"""
     return lambda emotion: [build.compared(name, emotion)]

@@ -262,6 +262,16 @@ class Build:
         found = key(name, *merged, code("comparison"))
         return f"{self.store}/compare/{name}.{found}.json", found
 
+    @property
+    def unseen_key(self) -> str:
+        release, texts = self.selections["readout"].key, self.texts_keys["unseen"]
+        return key("unseen", release, texts, self.config["min_positive_score"], version("matplotlib"), code("unseen"))
+
+    @property
+    def unseen_report(self) -> list[str]:
+        """What the release does on texts from elsewhere: figures and picture."""
+        return [f"{self.store}/unseen/{self.unseen_key}{suffix}" for suffix in (".json", ".svg")]
+
     # Paths in the store
 
     @property
