@@ -185,7 +185,8 @@ def run_model(
 
     loading.set_threads(settings["threads"])
     tokenizer = loading.load_tokenizer(settings["source"], settings["revision"])
-    limit = loading.max_positions(settings["source"], settings["revision"])
+    config = loading.read_config(settings["source"], settings["revision"])
+    limit = loading.max_positions(config)
     max_tokens = min(settings["max_tokens"], limit or settings["max_tokens"])
     encoder = Encoder(tokenizer, max_tokens, settings["template"])
     if "last" in spaces:
@@ -207,7 +208,7 @@ def run_model(
     start = time.monotonic()
     where_from = (settings["source"], settings["revision"])
     with residual.Capture(
-        *where_from, layers, settings["dtype"], poolings, device, settings["device_map"], tokenizer
+        *where_from, layers, settings["dtype"], poolings, device, settings["device_map"], tokenizer, config
     ) as capture:
         load_s = time.monotonic() - start
         for layer in layers:
@@ -215,8 +216,7 @@ def run_model(
                 say(f"layer {layer} has no heads: {capture.layout(layer)['reason']}")
         wanted_tokens = settings["batch_tokens"]
         tokens = residual.BATCH_TOKENS[device.type] if wanted_tokens == "auto" else wanted_tokens
-        border = loading.rope_border(settings["source"], settings["revision"])
-        budget = Budget(tokens, settings["batch_size"], border)
+        budget = Budget(tokens, settings["batch_size"], loading.rope_border(config))
         with Buffer(spaces, texts, capture, flush_rows) as buffer:
             done = forward(texts, groups, capture, encoder, buffer, budget, say)
     chars = sum(int(texts.chars[positions].sum()) for _, positions in groups)

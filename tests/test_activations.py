@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import activations
 import tiny
-from amygdala import residual
+from amygdala import loading, residual
 from amygdala.batching import Texts
 from amygdala.errors import UserError
 from amygdala.keys import text_digest
@@ -107,6 +107,19 @@ def test_new_texts_and_a_new_layer_together(run: Run, watch: Watch, tokenizer: A
     assert stats["forwarded_texts"] == 9
     assert sorted(run.stored(1)) == sorted(run.stored(2)) == DIGESTS[:9]
     assert_rows(run, some(slice(0, 9)), (1, 2))
+
+
+def test_the_configuration_is_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = loading.read_config
+
+    def count(source: str, revision: str | None) -> Any:
+        read.append(source)
+        return real(source, revision)
+
+    monkeypatch.setattr(loading, "read_config", count)
+    run(some(0, 1))
+    assert read == [run.settings["source"]]
 
 
 def test_fewer_texts_cost_nothing(run: Run, watch: Watch) -> None:

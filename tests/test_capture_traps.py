@@ -180,7 +180,7 @@ def test_code_in_a_model_folder_is_not_run(tmp_path: Path, tiny_model: Path) -> 
     with pytest.raises(UserError, match="cannot be loaded"):
         loading.load_decoder(folder, None, 2, "fp32", CPU)
     with pytest.raises(UserError, match="cannot be loaded"):
-        loading.max_positions(folder, None)
+        loading.read_config(folder, None)
     assert not (tmp_path / "ran").exists()
 
 
@@ -231,13 +231,13 @@ def test_no_batch_lies_on_both_sides_of_a_longrope_border() -> None:
 def test_where_the_border_of_a_model_is(tmp_path: Path, tiny_model: Path) -> None:
     from transformers import Phi3Config
 
-    assert loading.rope_border(str(tiny_model), None) is None
+    assert loading.rope_border(loading.read_config(str(tiny_model), None)) is None
     factors = [1.0] * 8
     rope = {"type": "longrope", "short_factor": factors, "long_factor": [4.0] * 8}
     shape = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
     config = Phi3Config(**shape, original_max_position_embeddings=64, max_position_embeddings=256, rope_scaling=rope)
     config.save_pretrained(tmp_path)
-    assert loading.rope_border(str(tmp_path), None) == 64
+    assert loading.rope_border(loading.read_config(str(tmp_path), None)) == 64
 
 
 def test_windows_hold_so_many_characters_at_most(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,15 +257,15 @@ def test_transformers_is_quiet_while_loading_and_no_longer(models: dict[str, Pat
 
 @pytest.mark.parametrize(("kind", "longest"), [("llama", 1024), ("gpt2", 1024), ("mamba", None)])
 def test_max_positions(models: dict[str, Path], kind: str, longest: int | None) -> None:
-    assert loading.max_positions(str(models[kind]), None) == longest
+    assert loading.max_positions(loading.read_config(str(models[kind]), None)) == longest
 
 
 def test_max_positions_of_a_text_tower_and_of_nothing(tmp_path: Path) -> None:
     text = {"model_type": "llama", "max_position_embeddings": 77}
     tower = write_config(tmp_path / "llava", model_type="llava", text_config=text)
-    assert loading.max_positions(str(tower), None) == 77
+    assert loading.max_positions(loading.read_config(str(tower), None)) == 77
     with pytest.raises(UserError, match=r"model: .*nowhere cannot be loaded"):
-        loading.max_positions(str(tmp_path / "nowhere"), None)
+        loading.read_config(str(tmp_path / "nowhere"), None)
 
 
 @pytest.mark.parametrize(
