@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -241,17 +241,17 @@ def capture_shard(
     """
     spaces = {pooling: space_of(index) for pooling, index in indices.items()}
 
-    def look(say: Say) -> HeldOf:
-        return {(pooling, layer): held_rows(space, layer, say) for pooling, space in spaces.items() for layer in layers}
+    def look(pairs: Iterable[Wanted]) -> HeldOf:
+        return {(pooling, layer): held_rows(spaces[pooling], layer, say) for pooling, layer in pairs}
 
-    held = look(say)
+    held = look((pooling, layer) for pooling in spaces for layer in layers)
     groups = lacking(texts, held)
     missing = sum(len(positions) for _, positions in groups)
     say(f"{len(texts)} unique texts, {len(texts) - missing} in the store, {missing} to forward")
     done = {"texts": 0, "tokens": 0, "seconds": 0.0}
     if groups:
         done = run_model(texts, sample, groups, spaces, settings, say, flush_rows)
-        held = look(say)
+        held |= look(sorted({pair for wanted, _ in groups for pair in wanted}))
     stats: dict[str, Any] = {"unique_texts": len(texts), "forwarded_texts": done["texts"], "forwarded_tokens": done["tokens"]}
     stats["seconds"] = done["seconds"]
     for pooling, index in indices.items():

@@ -17,7 +17,7 @@ from amygdala.batching import Texts
 from amygdala.errors import UserError
 from amygdala.keys import text_digest
 from amygdala.modelinfo import describe
-from amygdala.segments import HEADS, RESIDUAL, Reader, held_rows, layer_folder, set_aside
+from amygdala.segments import HEADS, RESIDUAL, Held, Reader, held_rows, layer_folder, set_aside
 from captures import DIGESTS, TEXTS, Run, Watch, assert_rows, ids_of, some
 
 
@@ -120,6 +120,22 @@ def test_the_configuration_is_read_once(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(loading, "read_config", count)
     run(some(0, 1))
     assert read == [run.settings["source"]]
+
+
+def test_only_what_was_forwarded_is_looked_up_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(TEXTS, layers=[1, 2])
+    looked: list[int] = []
+
+    def look(space: Path, layer: int, say: Any) -> Held:
+        looked.append(layer)
+        return held_rows(space, layer, say)
+
+    monkeypatch.setattr(activations, "held_rows", look)
+    run(TEXTS, layers=[0, 1, 2, 3])
+    assert looked == [0, 1, 2, 3, 0, 3]
+    looked.clear()
+    run(TEXTS, layers=[0, 1, 2, 3], name="again")
+    assert looked == [0, 1, 2, 3]
 
 
 def test_fewer_texts_cost_nothing(run: Run, watch: Watch) -> None:

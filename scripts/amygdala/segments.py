@@ -256,7 +256,6 @@ def write_index(path: str | Path, digests: np.ndarray, layers: Mapping[int, Held
         used, ordinal = np.unique(held.segment[places], return_inverse=True)
         table = np.stack([ordinal.reshape(-1), held.row[places]], axis=1)
         tensors[f"layer_{layer:03d}"] = np.ascontiguousarray(table, dtype=np.int32)
-        tensors["pooled"] = held.pooled[places].astype(np.int32)
         names[str(layer)] = [held.names[number] for number in used]
         for name in names[str(layer)]:
             first = layouts.setdefault(str(layer), held.layouts[name])
@@ -266,6 +265,7 @@ def write_index(path: str | Path, digests: np.ndarray, layers: Mapping[int, Held
                     f"the segments {other} and {name} in {folder} disagree on the layer's heads "
                     f"({first}, {held.layouts[name]}): delete the wrong one and run snakemake again, its rows are captured anew"
                 )
+    tensors["pooled"] = held.pooled[places].astype(np.int32)  # of any layer: a text's tokens are the same in all
     facts = {"segments": names, "layouts": layouts, "stats": dict(stats)}
     write_tensors(Path(path), tensors, {**facts, "crc": _sum(tensors, facts)})
 
