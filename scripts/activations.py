@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amygdala.batching import Batch, Budget, Texts, ahead, batches, shard_texts
+from amygdala.batching import Batch, Budget, Texts, Wanted, ahead, batches, shard_texts
 from amygdala.errors import UserError
 from amygdala.files import remember
 from amygdala.job import job
 from amygdala.keys import text_digest
 from amygdala.progress import Progress
-from amygdala.segments import Held, Rows, held_rows, space_of, unpack_digests, write_index, write_segment
+from amygdala.segments import Held, Rows, held_rows, space_of, write_index, write_segment
 from amygdala.tokens import Encoder, check_last_tokens
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ FLUSH_ROWS = 1024
 FLUSH_BYTES = 128 << 20
 FLUSH_S = 120.0
 Say = Callable[[str], None]
-Wanted = tuple[str, int]  # pooling and layer
 HeldOf = dict[Wanted, Held]
 
 
@@ -107,8 +106,7 @@ class Buffer:
     def _write(
         self, done: list[Batch], residual: dict[Wanted, list[np.ndarray]], heads: dict[Wanted, list[np.ndarray]]
     ) -> None:
-        positions = np.concatenate([batch.positions for batch in done])
-        digests = unpack_digests(np.frombuffer(self.texts.digests[positions].tobytes(), np.uint8).reshape(-1, 16))
+        digests = [self.texts.hex(position) for batch in done for position in batch.positions]
         tokens = np.concatenate([batch.tokens for batch in done])
         cut = np.concatenate([batch.cut for batch in done])
         counts = [np.count_nonzero(batch.weights, axis=2) for batch in done]
@@ -206,9 +204,9 @@ def run_model(
         f"loading layers 0 to {layers[-1]} on {where} in {settings['dtype']} for layers {layers}, pooling {', '.join(poolings)}"
     )
     start = time.monotonic()
-    where_from = (settings["source"], settings["revision"])
+    checkpoint = settings["source"], settings["revision"]
     with residual.Capture(
-        *where_from, layers, settings["dtype"], poolings, device, settings["device_map"], tokenizer, config
+        *checkpoint, layers, settings["dtype"], poolings, device, settings["device_map"], tokenizer, config
     ) as capture:
         load_s = time.monotonic() - start
         for layer in layers:

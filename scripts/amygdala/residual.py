@@ -26,12 +26,11 @@ from amygdala.architecture import (
     states_of,
     text_config,
 )
-from amygdala.batching import Batch, Budget
+from amygdala.batching import Batch, Budget, Wanted
 from amygdala.errors import UserError
 from amygdala.loading import load_decoder, load_tokenizer
 
 BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}
-Wanted = tuple[str, int]
 
 
 def pool(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -67,10 +67,6 @@ def pack_digests(digests: Sequence[str]) -> np.ndarray:
     return np.frombuffer(bytes.fromhex("".join(digests)), dtype=np.uint8).reshape(len(digests), DIGEST_BYTES)
 
 
-def unpack_digests(packed: np.ndarray) -> list[str]:
-    return [row.tobytes().hex() for row in packed]
-
-
 def row_crc(digest: bytes, row: np.ndarray) -> int:
     """The checksum that binds a row (contiguous, any dtype) to its text."""
     return zlib.crc32(row.data, zlib.crc32(digest))
@@ -207,9 +203,6 @@ class Held:
             return np.full(len(digests), -1, np.int64)
         positions = np.minimum(np.searchsorted(self.digests, digests), len(self.digests) - 1)
         return np.where(self.digests[positions] == digests, positions, -1)
-
-    def has(self, digest: str) -> bool:
-        return bool(self.find(as_keys([digest]))[0] >= 0)
 
 
 def as_keys(digests: Sequence[str]) -> np.ndarray:
