@@ -280,10 +280,12 @@ def rate_of(chars: int, done: dict[str, Any], load_s: float, device: str) -> dic
     }
 
 
-def stop_on_terminate() -> None:
+def stop_on_terminate(say: Say) -> None:
     """Make SIGTERM (a cluster's time limit, scancel) end the job like Ctrl-C, so that complete rows are stored first."""
 
     def stop(number: int, frame: object) -> None:
+        with contextlib.suppress(RuntimeError):  # it came in the midst of another line
+            say(f"{signal.Signals(number).name} stops this job (a time limit, or someone): complete rows are being stored")
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
@@ -302,7 +304,7 @@ def check_model(model: dict[str, Any], source: str, store: Path) -> None:
 
 if "snakemake" in globals():
     with job(snakemake, aloud=True) as say:
-        stop_on_terminate()
+        stop_on_terminate(say)
         params = snakemake.params
         indices = {pooling: Path(path) for pooling, path in zip(params.poolings, snakemake.output, strict=True)}
         check_model(params.model, params.settings["source"], space_of(snakemake.output[0]).parent.parent)

@@ -157,10 +157,20 @@ def test_an_error_midway_keeps_the_rows_that_are_complete(
     assert_rows(run, TEXTS, (1, 2))
 
 
+@pytest.mark.parametrize("log_works", [True, False])
 def test_a_time_limit_of_the_cluster_keeps_the_rows_that_are_complete(
-    run: Run, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    run: Run, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, log_works: bool
 ) -> None:
-    """SIGTERM in the sixth pass; without the handler it would end this process."""
+    """SIGTERM in the sixth pass; without the handler it would end this process. The log says so where it can: a file refuses a
+    line that comes while it writes another.
+    """
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        if not log_works:
+            raise RuntimeError("reentrant call inside a buffered writer")
+        said.append(line)
+
     calls: Iterator[int] = iter(range(5))
 
     def call(capture: Capture, batch: Batch) -> Captured:
@@ -170,13 +180,14 @@ def test_a_time_limit_of_the_cluster_keeps_the_rows_that_are_complete(
 
     before = signal.getsignal(signal.SIGTERM)
     try:
-        activations.stop_on_terminate()
+        activations.stop_on_terminate(say)
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
             patch.setattr(Capture, "__call__", call)
             run(TEXTS, batch_size=1)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert caught.value.code == 128 + signal.SIGTERM
+    assert [line.startswith("SIGTERM stops this job") for line in said] == [True] * log_works
     assert sorted(run.stored(1)) == sorted(run.stored(2)) == sorted(longest_first(tokenizer)[:5])
     run(TEXTS)
     assert_rows(run, TEXTS, (1, 2))
