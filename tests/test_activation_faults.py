@@ -16,7 +16,6 @@ import pytest
 import torch
 
 import activations
-import tiny
 from amygdala import batching, files
 from amygdala.batching import Batch
 from amygdala.errors import UserError
@@ -27,21 +26,6 @@ from captures import DIGESTS, TEXTS, Run, Watch, assert_rows, ids_of, some
 
 Call = Callable[[Capture, Batch], Captured]
 REAL: Call = Capture.__call__
-
-
-@pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    return Watch(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny.make_tokenizer()
-
-
-@pytest.fixture
-def run(tmp_path: Path, tiny_model: Path) -> Run:
-    return Run(tmp_path, tiny_model)
 
 
 def longest_first(tokenizer: Any, texts: dict[str, str] = TEXTS) -> list[str]:

@@ -20,22 +20,6 @@ from amygdala.modelinfo import describe
 from amygdala.segments import HEADS, RESIDUAL, Held, Reader, held_rows, layer_folder, set_aside
 from captures import DIGESTS, TEXTS, Run, Watch, assert_rows, ids_of, some
 
-
-@pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    return Watch(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny.make_tokenizer()
-
-
-@pytest.fixture
-def run(tmp_path: Path, tiny_model: Path) -> Run:
-    return Run(tmp_path, tiny_model)
-
-
 # what is forwarded
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,6 @@ from segmented import digest_of, index_over, rows_of, values_of
 
 CPU = torch.device("cpu")
 LAYOUT = {"n_heads": 2, "head_dim": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def with_weights(source: Path, target: Path, **more: torch.Tensor) -> str:

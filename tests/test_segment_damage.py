@@ -28,17 +28,11 @@ from segmented import (
     flip,
     holds,
     index_over,
-    make_store,
     rows_of,
     said,
     span,
     values_of,
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return make_store(tmp_path)
 
 
 def assert_lost(store: Store, layer: int, flush: int, message: str, aside: bool = True) -> None:

@@ -25,16 +25,10 @@ from segmented import (
     digest_of,
     digests_held,
     index_over,
-    make_store,
     rows_of,
     said,
     values_of,
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return make_store(tmp_path)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
