@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ def with_weights(source: Path, target: Path, **more: torch.Tensor) -> str:
         ("model.layers.1.self_attn.q_norm.weight", True),
         ("model.layers.1.mlp.up_proj.lora_A.weight", True),
         ("model.layers.3.self_attn.q_proj.weight_scale", False),  # a block that is not loaded
-        ("model.layers.0.self_attn.rotary_emb.inv_freq", False),  # a buffer of old checkpoints
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", False),  # buffers of old checkpoints
+        ("model.layers.0.attention.masked_bias", False),
         ("mtp.layers.0.self_attn.q_proj.weight", False),
         ("lm_head.bias", False),
     ],
@@ -155,9 +157,15 @@ def test_a_tokenizer_of_a_newer_library(tmp_path: Path, tiny_model: Path) -> Non
         loading.load_tokenizer(folder, None)
 
 
-@pytest.mark.parametrize("value", [None, "four", 0])
-def test_a_configuration_of_wrong_values(tmp_path: Path, tiny_model: Path, value: Any) -> None:
-    folder = edited(tiny_model, tmp_path / "model", "config.json", lambda c: c.update(num_attention_heads=value))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("num_attention_heads", value) for value in (None, "four", 0)),
+        ("vocab_size", -5),  # which is found when the model is laid out
+    ],
+)
+def test_a_configuration_of_wrong_values(tmp_path: Path, tiny_model: Path, name: str, value: Any) -> None:
+    folder = edited(tiny_model, tmp_path / "model", "config.json", lambda c: c.update({name: value}))
     with pytest.raises(UserError, match="cannot be loaded"):
         loading.load_decoder(folder, None, 2, "fp32", CPU)
 
@@ -229,6 +237,12 @@ def test_where_the_border_of_a_model_is(tmp_path: Path, tiny_model: Path) -> Non
     config = Phi3Config(**shape, original_max_position_embeddings=64, max_position_embeddings=256, rope_scaling=rope)
     config.save_pretrained(tmp_path)
     assert loading.rope_border(loading.read_config(str(tmp_path), None)) == 64
+    inside = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+    for where in ("rope_parameters", "rope_scaling"):
+        assert loading.rope_border(SimpleNamespace(**{where: inside})) == 64
+    beside = {"original_max_position_embeddings": 64, "rope_parameters": {"rope_type": "longrope"}}
+    assert loading.rope_border(SimpleNamespace(**beside)) == 64
+    assert loading.rope_border(SimpleNamespace(rope_parameters={**inside, "rope_type": "yarn"})) is None
 
 
 def test_windows_hold_so_many_characters_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
