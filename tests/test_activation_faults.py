@@ -69,6 +69,25 @@ def test_killed_run_goes_on_where_it_was(
     assert_rows(run, TEXTS, (1, 2))
 
 
+def test_a_write_that_fails_once_ends_the_run_and_loses_its_rows_alone(
+    run: Run, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the first flush comes up at the second, whose rows are complete."""
+    real = activations.write_segment
+    failing = iter([UserError("cannot write for now")])
+
+    def write(*arguments: Any) -> Path:
+        for error in failing:
+            raise error
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write for now"):
+        patch.setattr(activations, "write_segment", write)
+        run(TEXTS, flush_rows=4, batch_size=1)
+    assert not run.index().exists()
+    assert set(run.stored(1)) == set(run.stored(2)) == set(longest_first(tokenizer)[4:8])
+
+
 def test_many_bytes_are_flushed_before_many_rows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "FLUSH_BYTES", 4 * (48 + 64) * 3)  # three rows of one layer
     run(some(slice(0, 7)), layers=[1], batch_size=1)
