@@ -216,6 +216,23 @@ def test_an_error_of_the_model_keeps_the_rows_that_are_complete(
     assert_rows(run, TEXTS, (1, 2))
 
 
+def test_an_error_of_the_model_is_told_even_where_nothing_can_be_stored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Iterator[int] = iter(range(5))
+
+    def call(capture: Capture, batch: Batch) -> Captured:
+        if next(calls, None) is None:
+            raise RuntimeError("device-side assert")
+        return REAL(capture, batch)
+
+    def write(*_: Any) -> Path:
+        raise UserError("cannot write")
+
+    monkeypatch.setattr(Capture, "__call__", call)
+    monkeypatch.setattr(activations, "write_segment", write)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        run(TEXTS, batch_size=1)
+
+
 @pytest.mark.parametrize("kind", [RESIDUAL, HEADS])
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
 def test_rows_that_are_not_finite(run: Run, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, kind: str, bad: float) -> None:
