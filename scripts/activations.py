@@ -198,7 +198,7 @@ def run_model(
         spread = f"device_map: {settings['device_map']} spreads a model over GPUs"
         raise UserError(f"{spread}; with device: {settings['device']} set it to null")
     if device.type == "cpu":
-        loading.keep_freed_memory()
+        loading.keep_few_kernels()
     where = f"{device.type}, spread by device_map {settings['device_map']}" if settings["device_map"] else device.type
     say(
         f"loading layers 0 to {layers[-1]} on {where} in {settings['dtype']} for layers {layers}, pooling {', '.join(poolings)}"
@@ -209,6 +209,8 @@ def run_model(
         *checkpoint, layers, settings["dtype"], poolings, device, settings["device_map"], tokenizer, config
     ) as capture:
         load_s = time.monotonic() - start
+        if device.type == "cpu":
+            loading.keep_freed_memory()  # not earlier: what loading freed is no use to batches
         for layer in layers:
             if "reason" in capture.layout(layer):
                 say(f"layer {layer} has no heads: {capture.layout(layer)['reason']}")

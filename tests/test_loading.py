@@ -290,6 +290,16 @@ def test_threads(monkeypatch: pytest.MonkeyPatch, wanted: int, threads: int, par
     assert os.environ["TOKENIZERS_PARALLELISM"] == parallel
 
 
+@pytest.mark.parametrize("name", ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"])
+def test_few_kernels_are_kept_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "500")
+    loading.keep_few_kernels()
+    assert os.environ[name] == "500"
+    monkeypatch.delenv(name)
+    loading.keep_few_kernels()
+    assert 10 < int(os.environ[name]) < 100
+
+
 def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[tuple[int, int]] = []
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *call: said.append(call)))

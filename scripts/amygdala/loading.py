@@ -52,6 +52,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, most)
 
 
+def keep_few_kernels() -> None:
+    """oneDNN, which multiplies bf16, and torch's layer over it each keep what was compiled for a shape of a batch: 1,024 times
+    half a megabyte by default. Hardly a shape comes twice; as many are kept as the layers of one batch share. Heeded before
+    the first multiplication alone.
+    """
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "32")
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No load report: what is left out is left out on purpose, and missing weights are checked below."""
