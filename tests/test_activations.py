@@ -216,6 +216,7 @@ def test_cut_texts_are_counted(run: Run, watch: Watch, tokenizer: Any) -> None:
     assert (again["forwarded_texts"], again["cut_texts"], again["tokens"]) == (0, longer, stats["tokens"])
     few = run(some(0), max_tokens=limit, name="few")
     assert few["cut_texts"] == int(lengths[DIGESTS[0]] > limit)
+    assert few["tokens"] == min(lengths[DIGESTS[0]], limit)
 
 
 def test_texts_longer_than_the_model_allows_are_cut(run: Run, watch: Watch) -> None:
@@ -346,6 +347,7 @@ def test_texts_too_short_for_a_pooling_have_no_row(run: Run, watch: Watch, token
     stats = run(TEXTS, poolings=[pooling])
     assert stats["short_texts"] == len(short)
     assert f"warning: {len(short)} texts are too short for pooling {pooling} and have no row" in run.lines
+    assert run({short[0]: TEXTS[short[0]]}, poolings=[pooling], name="few")["short_texts"] == 1
     reader = run.reader(pooling=pooling)
     for digest, length in lengths.items():
         assert reader.pooled(digest) == max(0, length - first)
