@@ -33,6 +33,8 @@ def test_each_unique_text_is_forwarded_once(run: Run, watch: Watch, tokenizer: A
     assert stats["cut_texts"] == 0
     assert run.lines[0] == f"{len(TEXTS)} unique texts, 0 in the store, {len(TEXTS)} to forward"
     assert stats["short_texts"] == 0
+    rate = json.loads((run.space() / "rate.json").read_text())
+    assert rate["chars_per_token"] == sum(map(len, TEXTS.values())) / tokens
     assert run.reader().stats == [stats]
     assert run.reader().layout(1) == {"n_heads": 4, "head_dim": 16}
     assert_rows(run, TEXTS, (1, 2))
