@@ -4,20 +4,20 @@ import contextlib
 import itertools
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amygdala.batching import Batch, Budget, Texts, ahead, batches, shard_texts
+from amygdala.batching import Batch, Budget, Texts, Wanted, ahead, batches, shard_texts
 from amygdala.errors import UserError
 from amygdala.files import remember
 from amygdala.job import job
 from amygdala.keys import text_digest
 from amygdala.progress import Progress
-from amygdala.segments import Held, Rows, held_rows, space_of, unpack_digests, write_index, write_segment
+from amygdala.segments import Held, Rows, held_rows, space_of, write_index, write_segment
 from amygdala.tokens import Encoder, check_last_tokens
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ FLUSH_ROWS = 1024
 FLUSH_BYTES = 128 << 20
 FLUSH_S = 120.0
 Say = Callable[[str], None]
-Wanted = tuple[str, int]  # pooling and layer
 HeldOf = dict[Wanted, Held]
 
 
@@ -107,8 +106,7 @@ class Buffer:
     def _write(
         self, done: list[Batch], residual: dict[Wanted, list[np.ndarray]], heads: dict[Wanted, list[np.ndarray]]
     ) -> None:
-        positions = np.concatenate([batch.positions for batch in done])
-        digests = unpack_digests(np.frombuffer(self.texts.digests[positions].tobytes(), np.uint8).reshape(-1, 16))
+        digests = [self.texts.hex(position) for batch in done for position in batch.positions]
         tokens = np.concatenate([batch.tokens for batch in done])
         cut = np.concatenate([batch.cut for batch in done])
         counts = [np.count_nonzero(batch.weights, axis=2) for batch in done]
@@ -185,7 +183,8 @@ def run_model(
 
     loading.set_threads(settings["threads"])
     tokenizer = loading.load_tokenizer(settings["source"], settings["revision"])
-    limit = loading.max_positions(settings["source"], settings["revision"])
+    config = loading.read_config(settings["source"], settings["revision"])
+    limit = loading.max_positions(config)
     max_tokens = min(settings["max_tokens"], limit or settings["max_tokens"])
     encoder = Encoder(tokenizer, max_tokens, settings["template"])
     if "last" in spaces:
@@ -199,24 +198,25 @@ def run_model(
         spread = f"device_map: {settings['device_map']} spreads a model over GPUs"
         raise UserError(f"{spread}; with device: {settings['device']} set it to null")
     if device.type == "cpu":
-        loading.keep_freed_memory()
+        loading.keep_few_kernels()
     where = f"{device.type}, spread by device_map {settings['device_map']}" if settings["device_map"] else device.type
     say(
         f"loading layers 0 to {layers[-1]} on {where} in {settings['dtype']} for layers {layers}, pooling {', '.join(poolings)}"
     )
     start = time.monotonic()
-    where_from = (settings["source"], settings["revision"])
+    checkpoint = settings["source"], settings["revision"]
     with residual.Capture(
-        *where_from, layers, settings["dtype"], poolings, device, settings["device_map"], tokenizer
+        *checkpoint, layers, settings["dtype"], poolings, device, settings["device_map"], tokenizer, config
     ) as capture:
         load_s = time.monotonic() - start
+        if device.type == "cpu":
+            loading.keep_freed_memory()  # not earlier: what loading freed is no use to batches
         for layer in layers:
             if "reason" in capture.layout(layer):
                 say(f"layer {layer} has no heads: {capture.layout(layer)['reason']}")
         wanted_tokens = settings["batch_tokens"]
         tokens = residual.BATCH_TOKENS[device.type] if wanted_tokens == "auto" else wanted_tokens
-        border = loading.rope_border(settings["source"], settings["revision"])
-        budget = Budget(tokens, settings["batch_size"], border)
+        budget = Budget(tokens, settings["batch_size"], loading.rope_border(config))
         with Buffer(spaces, texts, capture, flush_rows) as buffer:
             done = forward(texts, groups, capture, encoder, buffer, budget, say)
     chars = sum(int(texts.chars[positions].sum()) for _, positions in groups)
@@ -241,17 +241,17 @@ def capture_shard(
     """
     spaces = {pooling: space_of(index) for pooling, index in indices.items()}
 
-    def look(say: Say) -> HeldOf:
-        return {(pooling, layer): held_rows(space, layer, say) for pooling, space in spaces.items() for layer in layers}
+    def look(pairs: Iterable[Wanted]) -> HeldOf:
+        return {(pooling, layer): held_rows(spaces[pooling], layer, say) for pooling, layer in pairs}
 
-    held = look(say)
+    held = look((pooling, layer) for pooling in spaces for layer in layers)
     groups = lacking(texts, held)
     missing = sum(len(positions) for _, positions in groups)
     say(f"{len(texts)} unique texts, {len(texts) - missing} in the store, {missing} to forward")
     done = {"texts": 0, "tokens": 0, "seconds": 0.0}
     if groups:
         done = run_model(texts, sample, groups, spaces, settings, say, flush_rows)
-        held = look(say)
+        held |= look(sorted({pair for wanted, _ in groups for pair in wanted}))
     stats: dict[str, Any] = {"unique_texts": len(texts), "forwarded_texts": done["texts"], "forwarded_tokens": done["tokens"]}
     stats["seconds"] = done["seconds"]
     for pooling, index in indices.items():
@@ -282,10 +282,12 @@ def rate_of(chars: int, done: dict[str, Any], load_s: float, device: str) -> dic
     }
 
 
-def stop_on_terminate() -> None:
+def stop_on_terminate(say: Say) -> None:
     """Make SIGTERM (a cluster's time limit, scancel) end the job like Ctrl-C, so that complete rows are stored first."""
 
     def stop(number: int, frame: object) -> None:
+        with contextlib.suppress(RuntimeError):  # it came in the midst of another line
+            say(f"{signal.Signals(number).name} stops this job (a time limit, or someone): complete rows are being stored")
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
@@ -304,7 +306,7 @@ def check_model(model: dict[str, Any], source: str, store: Path) -> None:
 
 if "snakemake" in globals():
     with job(snakemake, aloud=True) as say:
-        stop_on_terminate()
+        stop_on_terminate(say)
         params = snakemake.params
         indices = {pooling: Path(path) for pooling, path in zip(params.poolings, snakemake.output, strict=True)}
         check_model(params.model, params.settings["source"], space_of(snakemake.output[0]).parent.parent)

@@ -1,16 +1,53 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Tensors of tests are not worth a second thread, which waits where the machine has other work. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
 import tiny
+
+if TYPE_CHECKING:
+    from captures import Run, Watch
+    from segmented import Store
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random llama folder: 4 layers, hidden 48, 4 heads of 16; float32."""
     return tiny.make_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """The one of `tiny_model`."""
+    return tiny.make_tokenizer()
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_model: Path) -> Run:
+    from captures import Run  # which imports torch: tests that run nothing need not wait for it
+
+    return Run(tmp_path, tiny_model)
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    from captures import Watch
+
+    return Watch(monkeypatch)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A small store of segments whose every row is known."""
+    from segmented import make_store
+
+    return make_store(tmp_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -93,5 +93,15 @@ def make_store(folder: Path) -> Store:
     return Store(space, index_a, index_over(space, "b", range(20, 24), LAYERS, tokens=22), paths)
 
 
+def unpacked(packed: np.ndarray) -> list[str]:
+    """uint8 [N, 16] to hex digests."""
+    return [row.tobytes().hex() for row in packed]
+
+
 def digests_held(held: Held) -> list[str]:
-    return [row.tobytes().hex() for row in held.digests.view(np.uint8).reshape(-1, 16)]
+    return unpacked(held.digests.view(np.uint8).reshape(-1, 16))
+
+
+def holds(held: Held, number: int) -> bool:
+    """Whether text `number` is held."""
+    return bool(held.find(as_keys([digest_of(number)]))[0] >= 0)

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 import activations
-import tiny
 from amygdala import batching, files
 from amygdala.batching import Batch
 from amygdala.errors import UserError
@@ -27,21 +26,6 @@ from captures import DIGESTS, TEXTS, Run, Watch, assert_rows, ids_of, some
 
 Call = Callable[[Capture, Batch], Captured]
 REAL: Call = Capture.__call__
-
-
-@pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    return Watch(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny.make_tokenizer()
-
-
-@pytest.fixture
-def run(tmp_path: Path, tiny_model: Path) -> Run:
-    return Run(tmp_path, tiny_model)
 
 
 def longest_first(tokenizer: Any, texts: dict[str, str] = TEXTS) -> list[str]:
@@ -83,6 +67,25 @@ def test_killed_run_goes_on_where_it_was(
     assert all(kept[layer].items() < run.segments(layer).items() for layer in (1, 2))
     assert sorted(run.stored(1)) == sorted(run.stored(2)) == DIGESTS
     assert_rows(run, TEXTS, (1, 2))
+
+
+def test_a_write_that_fails_once_ends_the_run_and_loses_its_rows_alone(
+    run: Run, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the first flush comes up at the second, whose rows are complete."""
+    real = activations.write_segment
+    failing = iter([UserError("cannot write for now")])
+
+    def write(*arguments: Any) -> Path:
+        for error in failing:
+            raise error
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write for now"):
+        patch.setattr(activations, "write_segment", write)
+        run(TEXTS, flush_rows=4, batch_size=1)
+    assert not run.index().exists()
+    assert set(run.stored(1)) == set(run.stored(2)) == set(longest_first(tokenizer)[4:8])
 
 
 def test_many_bytes_are_flushed_before_many_rows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +160,20 @@ def test_an_error_midway_keeps_the_rows_that_are_complete(
     assert_rows(run, TEXTS, (1, 2))
 
 
+@pytest.mark.parametrize("log_works", [True, False])
 def test_a_time_limit_of_the_cluster_keeps_the_rows_that_are_complete(
-    run: Run, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    run: Run, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, log_works: bool
 ) -> None:
-    """SIGTERM in the sixth pass; without the handler it would end this process."""
+    """SIGTERM in the sixth pass; without the handler it would end this process. The log says so where it can: a file refuses a
+    line that comes while it writes another.
+    """
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        if not log_works:
+            raise RuntimeError("reentrant call inside a buffered writer")
+        said.append(line)
+
     calls: Iterator[int] = iter(range(5))
 
     def call(capture: Capture, batch: Batch) -> Captured:
@@ -170,13 +183,14 @@ def test_a_time_limit_of_the_cluster_keeps_the_rows_that_are_complete(
 
     before = signal.getsignal(signal.SIGTERM)
     try:
-        activations.stop_on_terminate()
+        activations.stop_on_terminate(say)
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
             patch.setattr(Capture, "__call__", call)
             run(TEXTS, batch_size=1)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert caught.value.code == 128 + signal.SIGTERM
+    assert [line.startswith("SIGTERM stops this job") for line in said] == [True] * log_works
     assert sorted(run.stored(1)) == sorted(run.stored(2)) == sorted(longest_first(tokenizer)[:5])
     run(TEXTS)
     assert_rows(run, TEXTS, (1, 2))
@@ -200,6 +214,23 @@ def test_an_error_of_the_model_keeps_the_rows_that_are_complete(
     assert sorted(run.stored(1)) == sorted(run.stored(2)) == sorted(longest_first(tokenizer)[:5])
     run(TEXTS)
     assert_rows(run, TEXTS, (1, 2))
+
+
+def test_an_error_of_the_model_is_told_even_where_nothing_can_be_stored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Iterator[int] = iter(range(5))
+
+    def call(capture: Capture, batch: Batch) -> Captured:
+        if next(calls, None) is None:
+            raise RuntimeError("device-side assert")
+        return REAL(capture, batch)
+
+    def write(*_: Any) -> Path:
+        raise UserError("cannot write")
+
+    monkeypatch.setattr(Capture, "__call__", call)
+    monkeypatch.setattr(activations, "write_segment", write)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        run(TEXTS, batch_size=1)
 
 
 @pytest.mark.parametrize("kind", [RESIDUAL, HEADS])

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import tiny
 from amygdala.errors import UserError
 from amygdala.keys import text_digest
 from amygdala.segments import HEADS, RESIDUAL
+from architectures import make_causal
 from captures import SPECIAL_IDS, Run, Slow, Watch, assert_near, assert_rows, some
 
 CHATML = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
@@ -126,54 +126,15 @@ def test_templates_that_will_not_do(
 
 # hybrid models
 
-COMMON = {"vocab_size": 500, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-COMMON |= {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-HYBRID: dict[str, tuple[dict[str, Any], list[int], int]] = {
-    "qwen3_next": (
-        {
-            "head_dim": 16,
-            "moe_intermediate_size": 16,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "shared_expert_intermediate_size": 32,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-        },
-        [3],
-        16,
-    ),
-    "jamba": (
-        {
-            "attn_layer_period": 2,
-            "attn_layer_offset": 1,
-            "expert_layer_period": 2,
-            "num_experts": 2,
-            "num_experts_per_tok": 1,
-            "mamba_d_state": 8,
-            "mamba_dt_rank": 4,
-        },
-        [1, 3],
-        12,
-    ),
-}
-
-
-def make_hybrid(folder: Path, kind: str) -> Path:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **COMMON, **HYBRID[kind][0]), dtype=torch.float32)
-    model.save_pretrained(folder)
-    tiny.make_tokenizer().save_pretrained(folder)
-    return folder
+HYBRID = {"qwen3_next": ([3], 16), "jamba": ([1, 3], 12)}  # layers with attention, and the width of a head
 
 
 @pytest.mark.parametrize("kind", HYBRID)
 def test_hybrid_models_have_heads_only_where_attention_is(tmp_path: Path, kind: str) -> None:
-    _, attention, head_dim = HYBRID[kind]
-    run = Run(tmp_path, make_hybrid(tmp_path / "model", kind))
+    attention, head_dim = HYBRID[kind]
+    make_causal(kind, tmp_path / "model")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "model")
+    run = Run(tmp_path, tmp_path / "model")
     texts = some(slice(0, 5))
     run(texts, layers=range(4))
     reader = run.reader()

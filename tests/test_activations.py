@@ -12,29 +12,13 @@ from safetensors.numpy import load_file
 
 import activations
 import tiny
-from amygdala import residual
+from amygdala import loading, residual
 from amygdala.batching import Texts
 from amygdala.errors import UserError
 from amygdala.keys import text_digest
 from amygdala.modelinfo import describe
-from amygdala.segments import HEADS, RESIDUAL, Reader, held_rows, layer_folder, set_aside
+from amygdala.segments import HEADS, RESIDUAL, Held, Reader, held_rows, layer_folder, set_aside
 from captures import DIGESTS, TEXTS, Run, Watch, assert_rows, ids_of, some
-
-
-@pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    return Watch(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny.make_tokenizer()
-
-
-@pytest.fixture
-def run(tmp_path: Path, tiny_model: Path) -> Run:
-    return Run(tmp_path, tiny_model)
-
 
 # what is forwarded
 
@@ -49,6 +33,8 @@ def test_each_unique_text_is_forwarded_once(run: Run, watch: Watch, tokenizer: A
     assert stats["cut_texts"] == 0
     assert run.lines[0] == f"{len(TEXTS)} unique texts, 0 in the store, {len(TEXTS)} to forward"
     assert stats["short_texts"] == 0
+    rate = json.loads((run.space() / "rate.json").read_text())
+    assert rate["chars_per_token"] == sum(map(len, TEXTS.values())) / tokens
     assert run.reader().stats == [stats]
     assert run.reader().layout(1) == {"n_heads": 4, "head_dim": 16}
     assert_rows(run, TEXTS, (1, 2))
@@ -107,6 +93,35 @@ def test_new_texts_and_a_new_layer_together(run: Run, watch: Watch, tokenizer: A
     assert stats["forwarded_texts"] == 9
     assert sorted(run.stored(1)) == sorted(run.stored(2)) == DIGESTS[:9]
     assert_rows(run, some(slice(0, 9)), (1, 2))
+
+
+def test_the_configuration_is_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = loading.read_config
+
+    def count(source: str, revision: str | None) -> Any:
+        read.append(source)
+        return real(source, revision)
+
+    monkeypatch.setattr(loading, "read_config", count)
+    run(some(0, 1))
+    assert read == [run.settings["source"]]
+
+
+def test_only_what_was_forwarded_is_looked_up_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(TEXTS, layers=[1, 2])
+    looked: list[int] = []
+
+    def look(space: Path, layer: int, say: Any) -> Held:
+        looked.append(layer)
+        return held_rows(space, layer, say)
+
+    monkeypatch.setattr(activations, "held_rows", look)
+    run(TEXTS, layers=[0, 1, 2, 3])
+    assert looked == [0, 1, 2, 3, 0, 3]
+    looked.clear()
+    run(TEXTS, layers=[0, 1, 2, 3], name="again")
+    assert looked == [0, 1, 2, 3]
 
 
 def test_fewer_texts_cost_nothing(run: Run, watch: Watch) -> None:
@@ -203,6 +218,7 @@ def test_cut_texts_are_counted(run: Run, watch: Watch, tokenizer: Any) -> None:
     assert (again["forwarded_texts"], again["cut_texts"], again["tokens"]) == (0, longer, stats["tokens"])
     few = run(some(0), max_tokens=limit, name="few")
     assert few["cut_texts"] == int(lengths[DIGESTS[0]] > limit)
+    assert few["tokens"] == min(lengths[DIGESTS[0]], limit)
 
 
 def test_texts_longer_than_the_model_allows_are_cut(run: Run, watch: Watch) -> None:
@@ -333,6 +349,7 @@ def test_texts_too_short_for_a_pooling_have_no_row(run: Run, watch: Watch, token
     stats = run(TEXTS, poolings=[pooling])
     assert stats["short_texts"] == len(short)
     assert f"warning: {len(short)} texts are too short for pooling {pooling} and have no row" in run.lines
+    assert run({short[0]: TEXTS[short[0]]}, poolings=[pooling], name="few")["short_texts"] == 1
     reader = run.reader(pooling=pooling)
     for digest, length in lengths.items():
         assert reader.pooled(digest) == max(0, length - first)

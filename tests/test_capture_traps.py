@@ -8,8 +8,8 @@ import json
 import os
 import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,14 +34,6 @@ CPU = torch.device("cpu")
 LAYOUT = {"n_heads": 2, "head_dim": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def with_weights(source: Path, target: Path, **more: torch.Tensor) -> str:
     shutil.copytree(source, target)
     weights = {**load_file(target / "model.safetensors"), **more}
@@ -56,7 +48,8 @@ def with_weights(source: Path, target: Path, **more: torch.Tensor) -> str:
         ("model.layers.1.self_attn.q_norm.weight", True),
         ("model.layers.1.mlp.up_proj.lora_A.weight", True),
         ("model.layers.3.self_attn.q_proj.weight_scale", False),  # a block that is not loaded
-        ("model.layers.0.self_attn.rotary_emb.inv_freq", False),  # a buffer of old checkpoints
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", False),  # buffers of old checkpoints
+        ("model.layers.0.attention.masked_bias", False),
         ("mtp.layers.0.self_attn.q_proj.weight", False),
         ("lm_head.bias", False),
     ],
@@ -164,9 +157,15 @@ def test_a_tokenizer_of_a_newer_library(tmp_path: Path, tiny_model: Path) -> Non
         loading.load_tokenizer(folder, None)
 
 
-@pytest.mark.parametrize("value", [None, "four", 0])
-def test_a_configuration_of_wrong_values(tmp_path: Path, tiny_model: Path, value: Any) -> None:
-    folder = edited(tiny_model, tmp_path / "model", "config.json", lambda c: c.update(num_attention_heads=value))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("num_attention_heads", value) for value in (None, "four", 0)),
+        ("vocab_size", -5),  # which is found when the model is laid out
+    ],
+)
+def test_a_configuration_of_wrong_values(tmp_path: Path, tiny_model: Path, name: str, value: Any) -> None:
+    folder = edited(tiny_model, tmp_path / "model", "config.json", lambda c: c.update({name: value}))
     with pytest.raises(UserError, match="cannot be loaded"):
         loading.load_decoder(folder, None, 2, "fp32", CPU)
 
@@ -180,7 +179,7 @@ def test_code_in_a_model_folder_is_not_run(tmp_path: Path, tiny_model: Path) -> 
     with pytest.raises(UserError, match="cannot be loaded"):
         loading.load_decoder(folder, None, 2, "fp32", CPU)
     with pytest.raises(UserError, match="cannot be loaded"):
-        loading.max_positions(folder, None)
+        loading.read_config(folder, None)
     assert not (tmp_path / "ran").exists()
 
 
@@ -231,13 +230,19 @@ def test_no_batch_lies_on_both_sides_of_a_longrope_border() -> None:
 def test_where_the_border_of_a_model_is(tmp_path: Path, tiny_model: Path) -> None:
     from transformers import Phi3Config
 
-    assert loading.rope_border(str(tiny_model), None) is None
+    assert loading.rope_border(loading.read_config(str(tiny_model), None)) is None
     factors = [1.0] * 8
     rope = {"type": "longrope", "short_factor": factors, "long_factor": [4.0] * 8}
     shape = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
     config = Phi3Config(**shape, original_max_position_embeddings=64, max_position_embeddings=256, rope_scaling=rope)
     config.save_pretrained(tmp_path)
-    assert loading.rope_border(str(tmp_path), None) == 64
+    assert loading.rope_border(loading.read_config(str(tmp_path), None)) == 64
+    inside = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+    for where in ("rope_parameters", "rope_scaling"):
+        assert loading.rope_border(SimpleNamespace(**{where: inside})) == 64
+    beside = {"original_max_position_embeddings": 64, "rope_parameters": {"rope_type": "longrope"}}
+    assert loading.rope_border(SimpleNamespace(**beside)) == 64
+    assert loading.rope_border(SimpleNamespace(rope_parameters={**inside, "rope_type": "yarn"})) is None
 
 
 def test_windows_hold_so_many_characters_at_most(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,9 @@ from amygdala.corpus import make_index
 from amygdala.exampleset import HELD_OUT, TRAIN, read_examples
 from amygdala.graph import read_snapshot
 from amygdala.plan import Corpus, Rules
-from amygdala.segments import Reader, Rows, as_keys, held_rows, unpack_digests, write_index, write_segment
+from amygdala.segments import Reader, Rows, as_keys, held_rows, write_index, write_segment
 from amygdala.sources import Graph
+from segmented import unpacked
 
 EMOTIONS = ["calm", "joy", "warmth"]
 TAG_LINE = re.compile(r"\s*([A-Za-z]+:[0-9.]+[\s,;]*)+")
@@ -139,7 +140,7 @@ def figures(index: Path, files: list[Path], folder: Path) -> dict[str, bytes]:
 def poisoned(index: Path, digests: set[str], folder: Path) -> Path:
     """The same rows in another folder, those of `digests` replaced by huge numbers; its index."""
     space = folder / "space"
-    everything = sorted(unpack_digests(Reader([index])._tables[0][0].array("digests")))
+    everything = sorted(unpacked(Reader([index])._tables[0][0].array("digests")))
     for layer in (1, 2):
         reader = Reader([index])
         values = {kind: reader.rows(layer, kind, everything) for kind in ("residual", "heads")}

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,15 +27,6 @@ from amygdala.tokens import Encoder
 
 CPU = torch.device("cpu")
 TEXTS = ["A short text.", "A longer text, with a good many more tokens than the other one has in it."]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors of this size are not worth a second thread, which waits where the machine has other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -257,15 +248,15 @@ def test_transformers_is_quiet_while_loading_and_no_longer(models: dict[str, Pat
 
 @pytest.mark.parametrize(("kind", "longest"), [("llama", 1024), ("gpt2", 1024), ("mamba", None)])
 def test_max_positions(models: dict[str, Path], kind: str, longest: int | None) -> None:
-    assert loading.max_positions(str(models[kind]), None) == longest
+    assert loading.max_positions(loading.read_config(str(models[kind]), None)) == longest
 
 
 def test_max_positions_of_a_text_tower_and_of_nothing(tmp_path: Path) -> None:
     text = {"model_type": "llama", "max_position_embeddings": 77}
     tower = write_config(tmp_path / "llava", model_type="llava", text_config=text)
-    assert loading.max_positions(str(tower), None) == 77
+    assert loading.max_positions(loading.read_config(str(tower), None)) == 77
     with pytest.raises(UserError, match=r"model: .*nowhere cannot be loaded"):
-        loading.max_positions(str(tmp_path / "nowhere"), None)
+        loading.read_config(str(tmp_path / "nowhere"), None)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +288,16 @@ def test_threads(monkeypatch: pytest.MonkeyPatch, wanted: int, threads: int, par
         torch.set_num_threads(1)
     assert os.environ["RAYON_NUM_THREADS"] == str(threads)
     assert os.environ["TOKENIZERS_PARALLELISM"] == parallel
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"])
+def test_few_kernels_are_kept_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "500")
+    loading.keep_few_kernels()
+    assert os.environ[name] == "500"
+    monkeypatch.delenv(name)
+    loading.keep_few_kernels()
+    assert 10 < int(os.environ[name]) < 100
 
 
 def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:

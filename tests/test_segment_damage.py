@@ -26,18 +26,13 @@ from segmented import (
     digest_of,
     digests_held,
     flip,
+    holds,
     index_over,
-    make_store,
     rows_of,
     said,
     span,
     values_of,
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return make_store(tmp_path)
 
 
 def assert_lost(store: Store, layer: int, flush: int, message: str, aside: bool = True) -> None:
@@ -58,7 +53,7 @@ def repair(store: Store) -> Reader:
     for layer in LAYERS:
         held = held_rows(store.space, layer)
         numbers = [number for flush in FLUSHES for number in flush]
-        lacking = [number for number in numbers if not held.has(digest_of(number))]
+        lacking = [number for number in numbers if not holds(held, number)]
         if lacking:
             rows = rows_of(lacking, layer, heads=layer != 7)
             write_segment(store.space, layer, rows, NO_HEADS if layer == 7 else LAYOUT)
@@ -268,7 +263,7 @@ def test_held_rows_without_facts_in_the_metadata(store: Store) -> None:
     with_header(path, content[8 : 8 + length].replace(b'"facts"', b'"stcaf"'))
     lines, say = said()
     held = held_rows(store.space, 1, say)
-    assert not held.has(digest_of(FLUSHES[1][0]))
+    assert not holds(held, FLUSHES[1][0])
     assert len(lines) == 1 and str(path) in lines[0]
 
 
@@ -291,7 +286,7 @@ def test_held_rows_finds_a_flipped_bit_in_what_describes_the_rows(store: Store, 
         flip(path, position, position % 8)
         lines, say = said()
         held = held_rows(store.space, 4, say)
-        assert not held.has(digest_of(7)) and not held.has(digest_of(8)) and held.has(digest_of(0))
+        assert not holds(held, 7) and not holds(held, 8) and holds(held, 0)
         assert len(lines) == 1 and f"segment {path} is damaged: its checksum does not fit" in lines[0]
         path.write_bytes(original)
 
@@ -310,7 +305,7 @@ def test_segment_whose_columns_differ_in_length(tmp_path: Path, name: str) -> No
     setattr(rows, name, getattr(rows, name)[:1])
     path = write_segment(tmp_path, 0, rows, LAYOUT)
     lines, say = said()
-    assert not held_rows(tmp_path, 0, say).has(digest_of(0))
+    assert not holds(held_rows(tmp_path, 0, say), 0)
     assert len(lines) == 1 and f"segment {path} is damaged: unreadable" in lines[0]
 
 

@@ -19,6 +19,7 @@ from amygdala.tokens import Tokens, pool_weights
 WINDOW = 1024  # texts tokenized at a time, at most
 WINDOW_CHARS = 4_000_000  # and characters
 AHEAD = 3  # batches made ready while the model works
+Wanted = tuple[str, int]  # pooling and layer
 
 
 class Texts:

@@ -52,6 +52,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, most)
 
 
+def keep_few_kernels() -> None:
+    """oneDNN, which multiplies bf16, and torch's layer over it each keep what was compiled for a shape of a batch: 1,024 times
+    half a megabyte by default. Hardly a shape comes twice; as many are kept as the layers of one batch share. Heeded before
+    the first multiplication alone.
+    """
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "32")
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No load report: what is left out is left out on purpose, and missing weights are checked below."""
@@ -112,13 +121,32 @@ def _refuse_strays(source: str, model: torch.nn.Module, decoder: Decoder, unexpe
         )
 
 
+def read_config(source: str, revision: str | None) -> Any:
+    """The model's configuration. UserError where it cannot be loaded, or does not tell which of its parts reads text."""
+    with _quiet():
+        try:
+            where = {"revision": revision, "local_files_only": True, "trust_remote_code": False}
+            config = transformers.AutoConfig.from_pretrained(source, **where)
+            text_config(config)
+        except Exception as error:  # whatever the library makes of a wrong file
+            raise UserError(f"model: {source} cannot be loaded: {_first_line(error)}") from None
+    return config
+
+
 def load_decoder(
-    source: str, revision: str | None, n_layers: int, dtype: str, device: torch.device, device_map: str | None = None
+    source: str,
+    revision: str | None,
+    n_layers: int,
+    dtype: str,
+    device: torch.device,
+    device_map: str | None = None,
+    config: Any = None,
 ) -> Decoder:
     """The first `n_layers` blocks of a model and its embeddings, in eval mode on `device`, or spread as `device_map` says.
 
-    Weights come from safetensors alone, and only those that are needed are read. UserError where the folder lacks one of them
-    (transformers would fill it with random numbers), and where the model is no causal decoder.
+    config: what read_config gave, where it was read before. Weights come from safetensors alone, and only those that are
+    needed are read. UserError where the folder lacks one of them (transformers would fill it with random numbers), and where
+    the model is no causal decoder.
     """
     where = {
         "pretrained_model_name_or_path": source,
@@ -126,9 +154,9 @@ def load_decoder(
         "local_files_only": True,
         "trust_remote_code": False,
     }
+    config = read_config(source, revision) if config is None else config
     with _quiet():
         try:
-            config = transformers.AutoConfig.from_pretrained(**where)
             whole = model_class(config)
             model, info = truncated(whole, n_layers).from_pretrained(
                 **where,
@@ -155,27 +183,18 @@ def load_decoder(
     return decoder
 
 
-def max_positions(source: str, revision: str | None) -> int | None:
-    """The longest sequence that the model's configuration allows, None where it names no limit."""
-    limit = getattr(_text_config_of(source, revision), "max_position_embeddings", None)
+def max_positions(config: Any) -> int | None:
+    """The longest sequence that a model's configuration allows, None where it names no limit."""
+    limit = getattr(text_config(config), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def _text_config_of(source: str, revision: str | None) -> Any:
-    with _quiet():
-        try:
-            where = {"revision": revision, "local_files_only": True, "trust_remote_code": False}
-            return text_config(transformers.AutoConfig.from_pretrained(source, **where))
-        except Exception as error:  # whatever the library makes of a wrong file
-            raise UserError(f"model: {source} cannot be loaded: {_first_line(error)}") from None
-
-
-def rope_border(source: str, revision: str | None) -> int | None:
+def rope_border(config: Any) -> int | None:
     """The length in tokens above which `longrope` turns positions otherwise (Ding et al., 2402.13753), None for other models.
 
     transformers looks at the longest text of a batch, so that a batch must lie on one side of it.
     """
-    config = _text_config_of(source, revision)
+    config = text_config(config)
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if "longrope" not in str(given):
         return None

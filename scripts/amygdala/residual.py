@@ -26,12 +26,11 @@ from amygdala.architecture import (
     states_of,
     text_config,
 )
-from amygdala.batching import Batch, Budget
+from amygdala.batching import Batch, Budget, Wanted
 from amygdala.errors import UserError
 from amygdala.loading import load_decoder, load_tokenizer
 
 BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}
-Wanted = tuple[str, int]
 
 
 def pool(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -80,7 +79,8 @@ class Captured:
 class Capture:
     """A truncated decoder with hooks on `layers`; call it with batches. Use as a context manager: it removes its hooks.
 
-    layers: 0-based; poolings: as pool_weights takes them, in the order of a batch's weights.
+    layers: 0-based; poolings: as pool_weights takes them, in the order of a batch's weights; tokenizer, config: the model's,
+    where they were loaded before.
 
     >>> with Capture(source, None, [12, 18], "fp32", ["mean"], torch.device("cpu")) as capture:
     ...     encode = Encoder(capture.tokenizer, 2048)
@@ -99,9 +99,10 @@ class Capture:
         device: torch.device,
         device_map: str | None = None,
         tokenizer: Any = None,
+        config: Any = None,
     ) -> None:
         self.tokenizer = tokenizer or load_tokenizer(source, revision)
-        decoder = load_decoder(source, revision, max(layers) + 1, dtype, device, device_map)
+        decoder = load_decoder(source, revision, max(layers) + 1, dtype, device, device_map, config)
         self._attach(decoder, layers, poolings, device)
 
     @classmethod

@@ -67,10 +67,6 @@ def pack_digests(digests: Sequence[str]) -> np.ndarray:
     return np.frombuffer(bytes.fromhex("".join(digests)), dtype=np.uint8).reshape(len(digests), DIGEST_BYTES)
 
 
-def unpack_digests(packed: np.ndarray) -> list[str]:
-    return [row.tobytes().hex() for row in packed]
-
-
 def row_crc(digest: bytes, row: np.ndarray) -> int:
     """The checksum that binds a row (contiguous, any dtype) to its text."""
     return zlib.crc32(row.data, zlib.crc32(digest))
@@ -208,9 +204,6 @@ class Held:
         positions = np.minimum(np.searchsorted(self.digests, digests), len(self.digests) - 1)
         return np.where(self.digests[positions] == digests, positions, -1)
 
-    def has(self, digest: str) -> bool:
-        return bool(self.find(as_keys([digest]))[0] >= 0)
-
 
 def as_keys(digests: Sequence[str]) -> np.ndarray:
     """Hex digests to S16 [N], in the same order."""
@@ -256,7 +249,6 @@ def write_index(path: str | Path, digests: np.ndarray, layers: Mapping[int, Held
         used, ordinal = np.unique(held.segment[places], return_inverse=True)
         table = np.stack([ordinal.reshape(-1), held.row[places]], axis=1)
         tensors[f"layer_{layer:03d}"] = np.ascontiguousarray(table, dtype=np.int32)
-        tensors["pooled"] = held.pooled[places].astype(np.int32)
         names[str(layer)] = [held.names[number] for number in used]
         for name in names[str(layer)]:
             first = layouts.setdefault(str(layer), held.layouts[name])
@@ -266,6 +258,7 @@ def write_index(path: str | Path, digests: np.ndarray, layers: Mapping[int, Held
                     f"the segments {other} and {name} in {folder} disagree on the layer's heads "
                     f"({first}, {held.layouts[name]}): delete the wrong one and run snakemake again, its rows are captured anew"
                 )
+    tensors["pooled"] = held.pooled[places].astype(np.int32)  # of any layer: a text's tokens are the same in all
     facts = {"segments": names, "layouts": layouts, "stats": dict(stats)}
     write_tensors(Path(path), tensors, {**facts, "crc": _sum(tensors, facts)})
 
