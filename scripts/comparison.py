@@ -120,7 +120,12 @@ def swept(results: Mapping[str, Sequence[Mapping[str, Any]]], chosen_for: Mappin
     """What sweep.json holds: the chosen layers and why, mean AUC by layer with intervals, and the AUC of each emotion."""
     choices, table = table_of(results)
     layers = [layer for _, layer, _, _ in choices]
-    choice = choose_layers(table.T, layers, count)
+    low = np.full_like(table, np.nan)
+    for column, lines in enumerate(results.values()):
+        for line in lines:
+            if line.get("interval"):
+                low[layers.index(line["layer"]), column] = line["interval"][0]
+    choice = choose_layers(table.T, low.T, layers, list(results), count)
     macro = {str(line["layer"]): {k: line[k] for k in ("mean_auc", "interval", "emotions")} for line in ranked(choices, table)}
     by_emotion = {
         emotion: {str(layer): None if np.isnan(value) else float(value) for layer, value in zip(layers, column, strict=True)}

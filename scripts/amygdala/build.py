@@ -181,6 +181,8 @@ class Build:
 
         self.index_keys = indices(self.layers) if self.layers else []
         self.sweep_index_keys = indices(self.all_layers)
+        if not self.layers:
+            return
         self.unseen_index_key = key("index", sorted(self.space_keys), self.texts_keys["unseen"], self.layers)
         self.captures[self.unseen_index_key] = CaptureJob(0, 1, tuple(self.layers), (self.texts("unseen"),))
 
@@ -301,8 +303,7 @@ class Build:
 
     def _used(self, index_keys: Sequence[str]) -> list[str]:
         """Those of shards that have texts."""
-        pairs = zip(index_keys, self.plan.shards, strict=True)
-        return [index_key for index_key, part in pairs if part["texts"] or self.neutral]
+        return [one for one in index_keys if self.plan.shards[self.captures[one].shard]["texts"] or self.neutral]
 
     @property
     def indices(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,6 @@ import numpy as np
 
 from amygdala.errors import UserError
 from amygdala.files import read_json
-
-LEAST_GAIN = 0.005  # of mean AUC that a further layer must bring
 
 
 class NotSweptError(UserError):
@@ -34,35 +32,35 @@ def swept_layers(path: Path, facts: Mapping[str, Any]) -> list[int]:
     return sorted(int(layer) for layer in layers)
 
 
-def choose_layers(table: np.ndarray, layers: list[int], count: int) -> list[dict[str, Any]]:
-    """Layers worth reading, in the order of choice, each with why.
+def choose_layers(
+    table: np.ndarray, low: np.ndarray, layers: Sequence[int], emotions: Sequence[str], count: int
+) -> list[dict[str, Any]]:
+    """Layers worth reading, at most `count`, in the order of choice, each with why.
 
-    table: float64 [n_emotions, n_layers] of held-out AUC, nan where unknown. The first is the layer with the highest mean
-    over emotions; each further one raises the mean of every emotion's best chosen layer most, by LEAST_GAIN at least
-    (greedy: within 1 - 1/e of the best choice of `count`, Nemhauser et al., 1978, as that mean is submodular).
+    table: float64 [n_emotions, n_layers] of held-out AUC, nan where unknown; low: the lower ends of their intervals. The first
+    is the layer with the highest mean over emotions. Each further one is read for the emotions whose interval there lies
+    wholly above their AUC at every chosen layer, and is the one that these gain most by: the highest of many noisy figures
+    would be higher by chance alone.
     """
-    known = table[~np.isnan(table).all(axis=1)]
-    if not len(known):
-        middle = len(layers) * 2 // 3
-        return [{"layer": layers[middle], "why": "nothing is held out to measure on: two thirds of the depth"}]
-    known = np.nan_to_num(known, nan=0.5)
-    chosen: list[int] = []
-    found: list[dict[str, Any]] = []
-    best = np.zeros(len(known))
-    while len(chosen) < min(count, len(layers)):
-        means = np.maximum(best[:, None], known).mean(axis=0)
-        means[chosen] = -1.0
-        column = int(np.argmax(means))
-        gain = float(means[column] - best.mean())
-        if chosen and gain < LEAST_GAIN:
+    measured = ~np.isnan(table).all(axis=1)
+    if not measured.any():
+        layer = layers[len(layers) * 2 // 3]
+        return [{"layer": layer, "emotions": [], "why": "nothing is held out to measure on: two thirds of the depth"}]
+    known = np.nan_to_num(table[measured], nan=0.5)
+    lowest = np.nan_to_num(low[measured], nan=0.0)
+    names = [emotion for emotion, has in zip(emotions, measured, strict=True) if has]
+    first = int(np.argmax(known.mean(axis=0)))
+    why = f"highest mean AUC, {known[:, first].mean():.3f} over {len(known)} emotions"
+    found: list[dict[str, Any]] = [{"layer": layers[first], "emotions": [], "why": why}]
+    best = known[:, first].copy()
+    while len(found) < count:
+        better = lowest > best[:, None]
+        gains = np.where(better, known - best[:, None], 0).sum(axis=0)
+        column = int(np.argmax(gains))
+        if not gains[column] > 0:
             break
-        if chosen:
-            helped = int((known[:, column] > best).sum())
-            raised = f"{gain:.3f} to {means[column]:.3f}"
-            why = f"raises the mean over each emotion's best layer by {raised}; best for {helped} emotions"
-        else:
-            why = f"highest mean AUC, {means[column]:.3f} over {len(known)} emotions"
-        found.append({"layer": layers[column], "gain": gain if chosen else None, "why": why})
-        chosen.append(column)
+        helped = [name for name, is_better in zip(names, better[:, column], strict=True) if is_better]
+        why = f"reads {len(helped)} emotions better than the layers before, beyond their intervals"
+        found.append({"layer": layers[column], "emotions": helped, "why": why})
         best = np.maximum(best, known[:, column])
     return found
