@@ -143,6 +143,35 @@ def check(config: dict[str, Any], schema: str | Path, files: Iterable[str | Path
             raise UserError(f"{where}'graph': two sources are called {shown(name)}: give each a `name:` of its own")
         names.append(name)
     _check_emotions(config["emotions"], files)
+    _check_unseen(config["unseen"], rules["$defs"], files)
+    for setting, given in (("ablation.emotions", config["ablation"]["emotions"]), *_families(config["families"])):
+        _check_names(given, setting.split("."), files)
+
+
+def _families(families: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
+    return [(f"families.{family}", names) for family, names in families.items()]
+
+
+def _check_names(given: list[str], path: list[str | int], files: list[str | Path]) -> None:
+    """UserError where one of the emotion names given at `path` can be none."""
+    for raw in given:
+        try:
+            emotion_name(raw)
+        except ValueError as error:
+            raise UserError(f"{_where(path, given, files)}'{_dotted(path)}': {error}") from None
+
+
+def _check_unseen(given: list[dict[str, Any]], kinds: dict[str, Any], files: list[str | Path]) -> None:
+    """Texts from elsewhere: local sources or conversations, each with a name of its own."""
+    names: set[str] = set()
+    for number, item in enumerate(given):
+        path: list[str | int] = ["unseen", number]
+        _check_source(item, kinds, path, files, ("file", "table", "stories", "conversations"))
+        name = item.get("name")
+        if name is None or name in names:
+            problem = "has no `name:`" if name is None else f"has the name {shown(name)} of another"
+            raise UserError(f"{_where(path, item, files)}'unseen.{number}': the set {problem}: give each one of its own")
+        names.add(name)
 
 
 def _check_against(rules: dict[str, Any], value: Any, files: list[str | Path], prefix: Sequence[str | int] = ()) -> None:
@@ -152,8 +181,11 @@ def _check_against(rules: dict[str, Any], value: Any, files: list[str | Path], p
         raise UserError(tell(error, files, prefix))
 
 
-def _check_source(item: Any, kinds: dict[str, Any], path: list[str | int], files: list[str | Path]) -> None:
+def _check_source(
+    item: Any, kinds: dict[str, Any], path: list[str | int], files: list[str | Path], only: Sequence[str] = ()
+) -> None:
     known = [kind for kind, rules in kinds.items() if "source" in rules.get("properties", {})]
+    known = [kind for kind in known if (kind in only if only else kind != "conversations")]
     where = _where(path, item, files)
     if isinstance(item, str):
         _check_against(kinds["path"], item, files, path)
