@@ -64,10 +64,16 @@ def keys_of(build: Build) -> dict[str, Any]:
         "model": build.model_key,
         "space": build.space_key,
         "index": build.index_keys,
+        "weights": build.weights_key,
         "quality": build.quality_key,
         "release": build.selections["readout"].key,
     }
-    for stage, by_emotion in (("examples", build.example_keys), ("vectors", build.vector_keys), ("heads", build.head_keys)):
+    for stage, by_emotion in (
+        ("examples", build.example_keys),
+        ("vectors", build.vector_keys),
+        ("heads", build.head_keys),
+        ("figures", build.figure_keys),
+    ):
         keys.update({f"{stage} {emotion}": value for emotion, value in by_emotion.items()})
     return keys
 
@@ -76,11 +82,11 @@ def changed(before: Build, after: Build) -> set[str]:
     """The names of the keys that differ, a stage alone where all its emotions do."""
     one, two = keys_of(before), keys_of(after)
     names = {name for name in one.keys() | two.keys() if one.get(name) != two.get(name)}
-    for stage in ("examples", "vectors", "heads"):
+    for stage in ("examples", "vectors", "heads", "figures"):
         every = {f"{stage} {emotion}" for emotion in EMOTIONS}
         if every <= names:
             names = names - every | {stage}
     return names
 
 
-ALL_ROWS = {"space", "index", "vectors", "heads", "quality", "release"}
+ALL_ROWS = {"space", "index", "vectors", "heads", "figures", "quality", "release"}

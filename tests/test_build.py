@@ -14,7 +14,7 @@ import amygdala.snapshots
 from amygdala.errors import UserError
 from amygdala.graph import RawNode
 from amygdala.sources import live_lines, sources_of
-from builds import EMOTIONS, Nodes, changed, first, held_out, keys_of, make_build, make_config, make_nodes, text_of, write_graph
+from builds import ALL_ROWS, EMOTIONS, Nodes, changed, first, held_out, keys_of, make_build, make_config, make_nodes, text_of, write_graph
 
 
 @pytest.fixture
@@ -56,9 +56,6 @@ def test_the_same_sources_give_the_same_keys(config: dict[str, Any]) -> None:
     assert changed(before, make_build(config)) == set()
 
 
-ALL_ROWS = {"space", "index", "vectors", "heads", "quality", "release"}
-
-
 # A change of the graph
 
 
@@ -68,8 +65,15 @@ def test_a_node_in_no_example(config: dict[str, Any]) -> None:
 
 def test_a_node_renamed(config: dict[str, Any]) -> None:
     nodes = make_nodes()
-    nodes[7]["key"] = "zzz"
+    nodes[7]["key"] = "node/zzz"
     assert with_nodes(config, nodes) == {"snapshot", "release"}
+
+
+def test_a_node_that_moves_to_another_folder(config: dict[str, Any]) -> None:
+    """Where a text is from may confound its emotion: figures look at it, vectors don't."""
+    nodes = make_nodes()
+    nodes[7]["key"] = "elsewhere/zzz"
+    assert with_nodes(config, nodes) == {"snapshot", "examples", "figures", "quality", "release"}
 
 
 def test_nodes_in_another_order(config: dict[str, Any]) -> None:
@@ -82,21 +86,21 @@ def test_a_positive_of_one_emotion_added(config: dict[str, Any], split: bool) ->
     texts = (text_of(number, "a calm afternoon without grief, a bright") for number in range(100, 200))
     text = next(text for text in texts if held_out(text) == split)
     moved = with_nodes(config, [*make_nodes(), {"key": "new", "text": f"{text}\njoy:9"}])
-    trained = set() if split else {"vectors joy", "heads joy"}
+    trained = {"figures joy"} | (set() if split else {"vectors joy", "heads joy"})
     assert moved == {"snapshot", "examples joy", "index", "quality", "release"} | trained
 
 
 def test_a_negative_of_the_other_emotions_added(config: dict[str, Any]) -> None:
     text = next(text_of(number) for number in range(100, 200) if not held_out(text_of(number)))
     moved = with_nodes(config, [*make_nodes(), {"key": "new", "text": f"{text}\njoy:9"}])
-    assert moved == {"snapshot", "examples", "index", "vectors", "heads", "quality", "release"}
+    assert moved == {"snapshot", "examples", "index", "vectors", "heads", "figures", "quality", "release"}
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["train", "held out"])
 def test_a_score_crosses_min_positive_score(config: dict[str, Any], split: bool) -> None:
     nodes, number = make_nodes(), first(split, "joy")
     nodes[number]["text"] = nodes[number]["text"].replace("joy:9", "joy:7.9")
-    trained = set() if split else {"vectors joy", "heads joy"}
+    trained = {"figures joy"} | (set() if split else {"vectors joy", "heads joy"})
     # the text stays a negative of the others: its rows are there already
     assert with_nodes(config, nodes) == {"snapshot", "examples joy", "quality", "release"} | trained
 
@@ -111,7 +115,7 @@ def test_the_text_of_a_held_out_node_changes(config: dict[str, Any]) -> None:
     nodes, number = make_nodes(), first(True, "joy")
     text = next(text_of(other) for other in range(100, 200) if held_out(text_of(other)))
     nodes[number]["text"] = f"{text}\njoy:9"
-    assert with_nodes(config, nodes) == {"snapshot", "examples", "index", "quality", "release"}
+    assert with_nodes(config, nodes) == {"snapshot", "examples", "index", "figures", "quality", "release"}
 
 
 def test_a_tag_renamed_moves_no_other_emotion(config: dict[str, Any]) -> None:
@@ -173,7 +177,7 @@ def test_spellings_of_a_template_share_their_rows(config: dict[str, Any]) -> Non
 
 def test_the_order_of_poolings_asks_for_no_capture(config: dict[str, Any]) -> None:
     one, other = (make_build(config, pooling=poolings) for poolings in (["mean", "last"], ["last", "mean"]))
-    assert set(one.captured(0)) == set(other.captured(0)) and one.captured(0)[0] != other.captured(0)[0]
+    assert set(one.all_indices) == set(other.all_indices) and one.indices != other.indices
 
 
 def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
@@ -204,7 +208,7 @@ def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
         ({"device_map": "auto"}, set()),
         ({"batch_size": 3}, set()),
         ({"max_tokens": 1024}, ALL_ROWS),
-        ({"dtype": "bf16"}, ALL_ROWS | {"model"}),
+        ({"dtype": "bf16"}, ALL_ROWS | {"model", "weights"}),
         ({"dtype": "fp32"}, {"release"}),  # what auto stands for; the manifest repeats the setting
         ({"results": "elsewhere/results"}, set()),
         ({"results": "results/"}, set()),
@@ -214,6 +218,15 @@ def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
         ({"device": "cpu"}, set()),
         ({"emotions_per_job": 1}, set()),
         ({"shards": 3}, {"index"}),
+        ({"method": "lda"}, {"vectors", "heads", "figures", "quality", "release"}),
+        ({"method": "paired"}, {"vectors", "heads", "figures", "quality", "release"}),
+        ({"denoise": 0.5}, {"index", "vectors", "heads", "figures", "quality", "release"}),
+        ({"neutral": "elsewhere.jsonl"}, set()),  # no neutral texts are asked for
+        ({"families": {}}, {"quality", "release"}),
+        ({"sweep_layers": 2}, set()),
+        ({"unseen": []}, set()),
+        ({"report_texts": 1}, set()),
+        ({"ablation": {"emotions": ["joy"], "heads": 1, "fill": "zero", "random": 2}}, set()),
         ({"seed": 1}, {"release"}),  # no emotion has more examples than the cap
         ({"min_positive_score": 9}, {"release"}),
         ({"snapshot": "elsewhere.jsonl"}, set()),  # no live source is built from it
@@ -236,7 +249,7 @@ def test_vectors_are_made_from_the_first_pooling(config: dict[str, Any]) -> None
         assert build.spaces == [f"store/activations/{spaces[name]}" for name in order]
         assert build.vector_keys == make_build(config, pooling=order[0]).vector_keys
         assert build.head_keys == make_build(config, pooling=order[0]).head_keys
-        assert build.indices == [build.captured(0)[0]] and spaces[order[0]] in build.indices[0]
+        assert build.indices == build.captured(build.index_keys[0])[:1] and spaces[order[0]] in build.indices[0]
         assert [Path(path).parent.parent.name for path in build.all_indices] == build.space_keys
         assert build.facts()["pooling"] == order[0]
         assert build.facts()["keys"]["activations"] == spaces[order[0]]
@@ -279,10 +292,10 @@ def test_a_shard_without_texts_has_no_index(config: dict[str, Any]) -> None:
     build = make_build(config, shards=300)
     filled = [shard for shard, part in enumerate(build.plan.shards) if part["texts"]]
     assert 0 < len(filled) <= 60
-    assert build.indices == [build.captured(shard)[0] for shard in filled] == build.all_indices
+    assert build.indices == [build.captured(build.index_keys[shard])[0] for shard in filled] == build.all_indices
     both = make_build(config, shards=300, pooling=["last", "mean"])
-    assert both.indices == [both.captured(shard)[0] for shard in filled]
-    assert both.all_indices == [path for shard in filled for path in both.captured(shard)]
+    assert both.indices == [both.captured(both.index_keys[shard])[0] for shard in filled]
+    assert both.all_indices == [path for shard in filled for path in both.captured(both.index_keys[shard])]
 
 
 @pytest.mark.parametrize(
@@ -324,14 +337,14 @@ def flip_last_byte(path: Path) -> None:
 def test_a_byte_of_the_weights_changes(config: dict[str, Any]) -> None:
     before = make_build(config)
     flip_last_byte(Path("model/model.safetensors"))
-    assert changed(before, make_build(config)) == ALL_ROWS | {"model"}
+    assert changed(before, make_build(config)) == ALL_ROWS | {"model", "weights"}
 
 
 def test_a_byte_of_the_tokenizer_changes(config: dict[str, Any]) -> None:
     before = make_build(config)
     path = Path("model/tokenizer.json")
     path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
-    assert changed(before, make_build(config)) == ALL_ROWS | {"model"}
+    assert changed(before, make_build(config)) == ALL_ROWS | {"model", "weights"}
 
 
 def test_the_same_model_elsewhere(config: dict[str, Any]) -> None:
@@ -372,7 +385,7 @@ def test_several_sources_are_one_graph(config: dict[str, Any]) -> None:
     write_graph(Path("b.jsonl"), make_nodes()[31:])
     a, b = ({"source": "file", "name": name, "path": f"{name}.jsonl"} for name in "ab")
     after = make_build(config, graph=[a, b])
-    assert changed(before, after) == {"snapshot", "release"}
+    assert changed(before, after) == {"snapshot", "examples", "figures", "quality", "release"}  # texts have a source to tell by
     assert after.facts()["snapshot"]["sources"] == {"a": 31, "b": 29}
 
 
@@ -418,11 +431,17 @@ def test_a_live_source_is_built_from_its_snapshot(
         ("snapshot", {"snapshot", "release"}),
         ("amygdala.plan", set()),
         ("amygdala.corpus", set()),  # the index is made anew under another name
-        ("examples", {"examples", "quality", "release"}),
+        ("examples", {"examples", "figures", "quality", "release"}),
         ("amygdala.convert", {"model"}),  # a folder is not converted
         ("activations", ALL_ROWS),
-        ("vectors", {"vectors", "quality", "release"}),
+        ("vectors", {"vectors", "heads", "figures", "quality", "release"}),
+        ("weights", {"weights", "heads", "figures", "quality", "release"}),
         ("heads", {"heads", "quality", "release"}),
+        ("figures", {"figures", "quality", "release"}),
+        ("texts", set()),
+        ("compare", set()),
+        ("comparison", set()),
+        ("unseen", set()),
         ("quality", {"quality", "release"}),
         ("readout", {"release"}),
         ("overview", {"release"}),
@@ -441,9 +460,10 @@ def test_the_code_of_a_stage_changes(
 @pytest.mark.parametrize(
     ("library", "expected"),
     [
-        ("torch", ALL_ROWS | {"model"}),
-        ("transformers", ALL_ROWS | {"model"}),
-        ("scikit-learn", {"quality", "release"}),
+        ("torch", ALL_ROWS | {"model", "weights"}),
+        ("transformers", ALL_ROWS | {"model", "weights"}),
+        ("scikit-learn", {"figures", "quality", "release"}),
+        ("scipy", {"quality", "release"}),
         ("numpy", {"release"}),
         ("matplotlib", {"release"}),
     ],
@@ -466,4 +486,4 @@ def test_the_rows_of_a_converted_model_depend_on_its_conversion(
         monkeypatch.setattr(amygdala.build, "code", lambda name: "other" if name == "amygdala.convert" else code(name))
     else:
         monkeypatch.setattr(amygdala.build, "version", lambda name: "0.1" if name == "torch" else version(name))
-    assert changed(before, make_build(config)) == ALL_ROWS | {"model"}
+    assert changed(before, make_build(config)) == ALL_ROWS | {"model", "weights"}

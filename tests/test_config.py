@@ -89,14 +89,15 @@ def commented_keys() -> dict[str, str]:
         if match := re.match(r"( *)([a-z_]+):", line):
             inside = bool(match[1])
             section = section if inside else match[2]
-            found[f"{section}.{match[2]}" if inside else match[2]] = " ".join(comment)
+            if not (inside and section == "families"):  # names of the user's own
+                found[f"{section}.{match[2]}" if inside else match[2]] = " ".join(comment)
         comment = []
     return found
 
 
 def test_each_key_of_the_defaults_is_explained() -> None:
     keys = commented_keys()
-    assert keys.keys() == {*DEFAULTS, *(f"emotions.{key}" for key in DEFAULTS["emotions"])}
+    assert keys.keys() == {*DEFAULTS, *(f"{section}.{key}" for section in ("emotions", "ablation") for key in DEFAULTS[section])}
     assert [key for key, comment in keys.items() if len(comment) < 20] == []
 
 
@@ -104,7 +105,7 @@ def test_the_comments_name_all_allowed_words() -> None:
     keys = commented_keys()
     properties = {
         **RULES["properties"],
-        **{f"emotions.{k}": v for k, v in RULES["properties"]["emotions"]["properties"].items()},
+        **{f"{s}.{k}": v for s in ("emotions", "ablation") for k, v in RULES["properties"][s]["properties"].items()},
     }
     enums = {key: rule["enum"] for key, rule in properties.items() if "enum" in rule}
     assert len(enums) >= 5
@@ -167,7 +168,7 @@ def test_unknown_key_unlike_any_other_gets_no_suggestion(tmp_path: Path) -> None
 
 
 def test_unknown_key_of_the_command_line_has_no_file() -> None:
-    with pytest.raises(UserError, match=r"^config: unknown key 'layers'\. Did you mean 'target_layers'\? Allowed: ") as caught:
+    with pytest.raises(UserError, match=r"^config: unknown key 'layers'\. Did you mean 'sweep_layers'\? Allowed: ") as caught:
         check(merged({"layers": [3]}), SCHEMA, [CONFIG])
     assert "config.yaml" not in str(caught.value)
 
@@ -252,8 +253,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("model", "{name: x}", "expected embedded, a folder, a .gguf file, or a hub id"),
     ("dtype", "float32", r"'float32' is not one of \['auto', 'bf16', 'fp16', 'fp32'\]"),
     ("device", "gpu", r"'gpu' is not one of \['auto', 'cuda', 'cpu', 'mps'\]"),
-    ("target_layers", "18", "18 is not of type 'array', 'string'; expected a list of layer indices .* from 0 to 1, or all"),
-    ("target_layers", "every", "'every' does not match .*; expected a list of layer indices from 0 and depths .*, or all"),
+    ("target_layers", "18", "18 is not of type 'array', 'string'; expected a list of layer indices .* from 0 to 1, all, or auto"),
+    ("target_layers", "every", "'every' does not match .*; expected a list of layer indices from 0 and depths .*, all, or auto"),
     ("target_layers", "'12'", "'12' does not match .*; expected a list of layer indices"),
     ("target_layers", "[]", "expected a list of layer indices from 0 and depths from 0 to 1"),
     ("device_map", "cuda:0", r"'cuda:0' is not one of \[None, 'auto', 'balanced', 'sequential'\]"),
@@ -294,6 +295,15 @@ WRONG: list[tuple[str, str, str]] = [
     ("emotions_per_job", "0", "0 is less than the minimum of 1"),
     ("shards", "two", "'two' is not of type 'integer'"),
     ("method", "magic", r"'magic' is not one of \["),
+    ("denoise", "0", "0 is less than or equal to the minimum of 0; expected a share above 0 and below 1, or null"),
+    ("denoise", "1", "1 is greater than or equal to the maximum of 1; expected a share"),
+    ("denoise", "yes", "True is not of type 'number', 'null'; expected a share"),
+    ("neutral", "null", "None is not of type 'string'; expected path of a JSON Lines file"),
+    ("families", "[]", "expected a mapping of names to lists of emotions"),
+    ("sweep_layers", "0", "0 is less than the minimum of 1"),
+    ("ablation", "[]", r"\[\] is not of type 'object'"),
+    ("unseen", "texts.jsonl", "'texts.jsonl' is not of type 'array'; expected a list of sources with names"),
+    ("report_texts", "-1", "-1 is less than the minimum of 0"),
 ]
 
 
@@ -475,3 +485,29 @@ def test_layer_beyond_the_model_is_refused(wanted: list[int | float], n_layers: 
 def test_float_that_is_no_depth_is_refused(given: float) -> None:
     with pytest.raises(UserError, match=rf"^target_layers: {given} is neither an index .* nor a depth from 0 to 1$"):
         resolve_layers([0.5, given], 30)
+
+
+# Names of emotions, and texts from elsewhere
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("ablation:\n  emotions: [joy, '9']\n  heads: 1\n  fill: mean\n  random: 2", r"FILE:4: 'ablation.emotions': "),
+        ("families:\n  warm: [joy, 'a b']", r"FILE:4: 'families.warm': "),
+        ("families:\n  warm: joy", r"FILE:4: 'families.warm': 'joy' is not of type 'array'"),
+        ("ablation:\n  heads: 1", r"config: missing key 'ablation.emotions'|FILE:3: 'ablation'"),
+        ("ablation: {emotions: [], heads: 1, fill: mean, random: 1}", r"'ablation.random': 1 is less than the minimum of 2"),
+        ("unseen:\n  - {source: table, path: a.csv}", r"FILE:4: 'unseen.0': a source of this kind needs the key 'text'"),
+        ("unseen:\n  - {source: file, path: a.jsonl}", r"FILE:4: 'unseen.0': the set has no `name:`"),
+        ("unseen:\n  - {source: mcp, name: a, command: [b]}", r"one of file, table, stories, conversations, not 'mcp'"),
+        (
+            "unseen:\n  - {source: file, name: a, path: a.jsonl}\n  - {source: file, name: a, path: b.jsonl}",
+            r"FILE:5: 'unseen.1': the set has the name 'a' of another",
+        ),
+        ("graph: {source: conversations, name: a, path: b}", r"one of file, table, stories, http, mcp, not 'conversations'"),
+    ],
+)
+def test_a_wrong_name_or_set_is_named_with_its_place(tmp_path: Path, text: str, problem: str) -> None:
+    message = refused(tmp_path, f"# so\n{text}")
+    assert re.search(problem, message), message

@@ -64,7 +64,7 @@ def allowed_by(kind: str) -> list[str]:
 
 def test_the_kinds_are_those_of_the_code() -> None:
     assert [kind for kind, rule in RULES["$defs"].items() if "source" in rule.get("properties", {})] == [
-        *("file", "table", "stories", "http", "mcp")
+        *("file", "table", "stories", "conversations", "http", "mcp")
     ]
     for kind in KINDS:
         rule = RULES["$defs"][kind]

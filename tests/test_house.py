@@ -46,11 +46,19 @@ HEAVY = {"torch", "transformers", "sklearn", "matplotlib", "scipy", "huggingface
 
 @pytest.mark.parametrize(
     "script",
-    ["snapshot", "examples", "vectors", "heads", "readout", "publish", "activations", "changes", "selection", "refresh"],
+    [
+        *("snapshot", "examples", "vectors", "readout", "publish", "activations", "changes", "selection", "refresh"),
+        *("texts", "weights", "comparison"),
+    ],
 )
 def test_jobs_that_run_no_model_import_no_torch(script: str) -> None:
     """`activations` too: it loads torch only once a row is missing."""
     assert not HEAVY & imported_by(f"import {script}")
+
+
+@pytest.mark.parametrize("script", ["heads", "figures", "quality", "compare", "unseen"])
+def test_measuring_jobs_import_scipy_at_most(script: str) -> None:
+    assert not (HEAVY - {"scipy"}) & imported_by(f"import {script}")
 
 
 def test_reading_the_snakefile_imports_nothing_heavy() -> None:

@@ -15,7 +15,7 @@ from amygdala.contract import Readout
 def quality(aucs: dict[str, list[float | None]], layers: list[int]) -> dict[str, Any]:
     return {
         "emotions": {
-            name: {"held_out_auc": {str(layer): auc for layer, auc in zip(layers, values, strict=True)}}
+            name: {"layers": {str(layer): {"held_out": {"auc": auc}} for layer, auc in zip(layers, values, strict=True)}}
             for name, values in aucs.items()
         }
     }

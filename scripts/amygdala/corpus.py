@@ -85,7 +85,7 @@ class Index:
     digests: uint8 [n, 16]; chars: int32 [n], characters; offsets, sizes: int64 [n], bytes of the line of the snapshot that
     holds the text; twins: int32 [n], the first row of the text's group of near duplicates; tags: scores by emotion; mentions:
     how often a name stands in the text; leaks: names that stand in it as `name:number`; scenarios; groups: where the text is
-    from (group_of); facts: counts of the snapshot.
+    from, as its source and the first folder of its key; facts: counts of the snapshot.
     """
 
     digests: np.ndarray
@@ -121,22 +121,19 @@ class _Text:
     places: set[tuple[str, str]]
 
 
-def group_of(origin: str, key: str) -> str:
-    """Where a node is from: its source, and the first folder of its key where keys are paths ("memories/journal")."""
-    folder, slash, _ = key.partition("/")
-    return f"{origin}/{folder}" if slash else origin
-
-
-def _groups(texts: Iterable[_Text]) -> dict[tuple[str, str], str]:
-    """{(source, group): the group's name}: the source alone where its keys have more than MOST_FOLDERS folders."""
-    found: dict[str, set[str]] = {}
-    for origin, group in {place for text in texts for place in text.places}:
-        found.setdefault(origin, set()).add(group)
-    return {
-        (origin, group): group if len(groups) <= MOST_FOLDERS else origin
-        for origin, groups in found.items()
-        for group in groups
-    }
+def _group_names(texts: Iterable[_Text]) -> dict[tuple[str, str], str]:
+    """{(source, folder): the group's name}: "memories/journal"; a lone source goes unnamed ("journal"), and a source whose keys have
+    more than MOST_FOLDERS folders has none. "" is no group.
+    """
+    folders: dict[str, set[str]] = {}
+    for origin, folder in {place for text in texts for place in text.places}:
+        folders.setdefault(origin, set()).add(folder)
+    names = {}
+    for origin, of_origin in folders.items():
+        for folder in of_origin:
+            parts = [origin if len(folders) > 1 else "", folder if len(of_origin) <= MOST_FOLDERS else ""]
+            names[origin, folder] = "/".join(filter(None, parts))
+    return names
 
 
 class Finder:
@@ -187,7 +184,7 @@ def make_index(nodes: Iterable[Node], skipped: Sequence[Skipped] = (), extra: It
     leaks: dict[str, dict[int, float]] = {}
     scenarios: dict[str, dict[int, float]] = {}
     groups: dict[str, dict[int, float]] = {}
-    named = _groups(texts.values())
+    named = _group_names(texts.values())
     for row, digest in enumerate(order):
         text = texts[digest]
         words = words_of(text.text)
@@ -197,7 +194,7 @@ def make_index(nodes: Iterable[Node], skipped: Sequence[Skipped] = (), extra: It
             (mentions, find(words)),
             (leaks, dict.fromkeys(left_over(text.text) & names, 1)),
             (scenarios, dict.fromkeys(text.scenarios, 1)),
-            (groups, dict.fromkeys((named[place] for place in text.places), 1)),
+            (groups, dict.fromkeys(filter(None, (named[place] for place in text.places)), 1)),
         ):
             for name, value in found.items():
                 into.setdefault(name, {})[row] = value
@@ -235,7 +232,8 @@ def _add(texts: dict[str, _Text], node: Node, offset: int, size: int) -> None:
         known.scores[emotion] = max(score, known.scores.get(emotion, 0.0))
     if node.scenario is not None:
         known.scenarios.add(node.scenario)
-    known.places.add((node.origin, group_of(node.origin, node.key)))
+    folder, slash, _ = node.key.partition("/")
+    known.places.add((node.origin, folder if slash else ""))
 
 
 def index_of_snapshot(snapshot: str | Path, facts: Mapping[str, Any], extra: Iterable[str] = ()) -> Index:

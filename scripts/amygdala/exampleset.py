@@ -16,7 +16,7 @@ TRAIN, HELD_OUT = "train", "held_out"
 @dataclass(frozen=True)
 class Example:
     """A text's role for one emotion: polarity positive or negative, split train or held_out, the paired scenarios it is of, and
-    where it is from (corpus.group_of).
+    where it is from.
     """
 
     digest: str
