@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.covariance import ledoit_wolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
 import tiny
 from amygdala import methods
@@ -219,15 +219,44 @@ def standardised(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray
     return (positive - rows.mean(axis=0)) / scale, (negative - rows.mean(axis=0)) / scale, scale
 
 
+def shrunk(sides: Sequence[np.ndarray], shrinkage: float) -> tuple[np.ndarray, float]:
+    """Fisher's direction with the pooled covariance shrunk towards its mean variance, and the mean squared error on each row of
+    a ridge regression on the labels that was fitted to the others, by refitting it.
+    """
+    within = np.concatenate([side - side.mean(axis=0) for side in sides])
+    covariance = within.T @ within / len(within)
+    mean = np.trace(covariance) / len(covariance)
+    target = (1 - shrinkage) * covariance + shrinkage * mean * np.eye(len(covariance))
+    direction = np.linalg.solve(target, sides[0].mean(axis=0) - sides[1].mean(axis=0))
+    rows, labels = np.concatenate(sides), np.repeat([1, -1], [len(side) for side in sides])
+    errors = []
+    for row in range(len(rows)):
+        left = np.arange(len(rows)) != row
+        ridge = Ridge(alpha=shrinkage / (1 - shrinkage) * mean * len(rows)).fit(rows[left], labels[left])
+        errors.append(labels[row] - ridge.predict(rows[row : row + 1])[0])
+    return direction, float(np.mean(np.square(errors)))
+
+
+@pytest.mark.parametrize("mixed", [0.1, 1.0, 3.0])
 @both_shapes
-def test_lda_is_sklearn_s_shrunk_covariance_inverted(count: int, hidden: int) -> None:
+def test_lda_is_the_shrunk_discriminant_that_predicts_left_out_rows_best(count: int, hidden: int, mixed: float) -> None:
+    rng = np.random.default_rng(1)
     positive, negative = planted(count, hidden)[0], planted(count + 7, hidden, seed=1)[1]
-    sides = standardised(positive, negative)
-    within = np.concatenate([side - side.mean(axis=0) for side in sides[:2]])
-    covariance, shrinkage = ledoit_wolf(within, assume_centered=True)
-    assert 0.01 < shrinkage < 0.9
-    expected = np.linalg.inv(covariance) @ (sides[0].mean(axis=0) - sides[1].mean(axis=0)) / sides[2]
-    assert lda(positive, negative) == pytest.approx(expected, rel=1e-8)
+    positive, negative = (side + mixed * rng.normal(size=side.shape) for side in (positive, negative))
+    *sides, scale = standardised(positive, negative)
+    tried = [shrunk(sides, shrinkage) for shrinkage in methods.SHRINKAGES]
+    best = min(range(len(tried)), key=lambda number: tried[number][1])
+    found = lda(positive, negative)
+    assert cosine(found, tried[best][0] / scale) > 1 - 1e-9
+    assert cosine(found, tried[best - 1][0] / scale) < 1 - 1e-7
+
+
+def test_lda_with_plenty_of_rows_shrinks_as_little_as_ledoit_and_wolf() -> None:
+    sides = gaussian()[2](4000, 1)
+    *scaled, scale = standardised(*sides)
+    covariance = ledoit_wolf(np.concatenate([side - side.mean(axis=0) for side in scaled]), assume_centered=True)[0]
+    expected = np.linalg.solve(covariance, scaled[0].mean(axis=0) - scaled[1].mean(axis=0)) / scale
+    assert cosine(lda(*sides), expected) > 0.999
 
 
 def gaussian(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Callable[[int, int], tuple[np.ndarray, np.ndarray]]]:
@@ -280,13 +309,20 @@ def test_lda_takes_a_column_that_parts_the_sides_without_noise(count: int, hidde
     assert np.isfinite(lda(positive, negative)).all()
 
 
-def test_lda_has_an_inverse_where_ledoit_and_wolf_would_not_shrink() -> None:
-    # both sides vary along one axis by the same: a covariance of rank 1, of which the rows leave no doubt
-    along = np.array([3.0, 1.0, 0.0])
-    centre = np.array([1.0, -1.0, 4.0])
+def test_lda_on_a_covariance_of_rank_1() -> None:
+    along, centre = np.array([3.0, 1.0, 0.0]), np.array([1.0, -1.0, 4.0])
     found = lda(np.stack([centre + along, centre - along]), np.stack([along, -along]))
     assert np.isfinite(found).all()
-    assert abs(cosine(found, along)) < 1e-3
+    assert abs(cosine(found, along)) < abs(cosine(centre, along))
+
+
+@pytest.mark.parametrize("counts", [(1, 9), (9, 1), (2, 1)])
+def test_lda_takes_a_side_of_one_row(counts: tuple[int, int]) -> None:
+    for noise in (1.0, 1e-9):
+        rng = np.random.default_rng(0)
+        positive, negative = (noise * rng.normal(size=(count, 6)) + shift for count, shift in zip(counts, (1, 0), strict=True))
+        found = lda(positive, negative)
+        assert np.isfinite(found).all() and found @ (positive.mean(axis=0) - negative.mean(axis=0)) > 0
 
 
 def test_lda_without_noise_is_the_difference_of_means() -> None:
@@ -298,7 +334,7 @@ def test_lda_without_noise_is_the_difference_of_means() -> None:
 def test_logistic_is_sklearn_s_optimum_on_scaled_rows(count: int, hidden: int) -> None:
     positive, negative = planted(count, hidden)[0], planted(3 * count, hidden, seed=1)[1]
     *sides, scale = standardised(positive, negative)
-    model = LogisticRegression(C=methods.LOGISTIC_C, class_weight="balanced", solver="newton-cholesky", tol=1e-12)
+    model = LogisticRegression(C=methods.LOGISTIC_C, solver="newton-cholesky", tol=1e-12)
     model.fit(np.concatenate(sides), np.repeat([1, 0], [len(positive), len(negative)]))
     expected = model.coef_[0] / scale
     found = logistic(positive, negative)
