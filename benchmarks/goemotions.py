@@ -208,14 +208,20 @@ def printed(rows: Sequence[Row], methods: Sequence[str]) -> Iterator[str]:
 
 
 def chosen_layers(given: str, n_layers: int) -> list[int]:
-    """all, every_third, or numbers from 0 parted by commas."""
+    """all, every_third, or numbers from 0 parted by commas. UserError for anything else."""
     steps = {"all": 1, "every_third": 3}
     if given in steps:
         return list(range(0, n_layers, steps[given]))
-    return sorted({int(layer) for layer in given.split(",")})
+    try:
+        layers = sorted({int(layer) for layer in given.split(",")})
+    except ValueError:
+        raise UserError(f"--layers {given}: all, every_third or numbers from 0 parted by commas") from None
+    if layers[0] < 0 or layers[-1] >= n_layers:
+        raise UserError(f"--layers {given}: the model has layers 0 to {n_layers - 1}")
+    return layers
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     methods = [name for name, method in METHODS.items() if not method.by_scenario]
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--corpus", type=Path, default=GOEMOTIONS, help="the folder of train.tsv, dev.tsv and labels.txt")
@@ -230,7 +236,7 @@ def main() -> None:
     options.add_argument("--model", type=Path, help="a model's folder; the embedded model where it is not given")
     options.add_argument("--store", type=Path, default=CACHE / "goemotions", help="where rows are kept")
     options.add_argument("--output", type=Path, help="write the table as JSON, too")
-    given = options.parse_args()
+    given = options.parse_args(arguments)
     unknown = sorted(set(given.methods.split(",")) - set(methods))
     if unknown:
         options.error(f"--methods {unknown[0]}: choose among {', '.join(methods)}")

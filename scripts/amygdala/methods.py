@@ -156,16 +156,18 @@ def _eigen(rows: np.ndarray, count: int | None = None) -> tuple[bool, np.ndarray
 
     few = len(rows) <= rows.shape[1]
     gram = rows @ rows.T if few else rows.T @ rows
-    first = 0 if count is None else max(len(gram) - count, 0)
-    values, vectors = eigh(gram, subset_by_index=(first, len(gram) - 1))
+    if count is None:
+        values, vectors = np.linalg.eigh(gram)
+    else:
+        values, vectors = eigh(gram, subset_by_index=(max(len(gram) - count, 0), len(gram) - 1))
     values, vectors = values[::-1], vectors[:, ::-1]
     kept = values > max(float(values[0]), 0.0) * len(gram) * np.finfo(np.float64).eps
     return few, values[kept], vectors[:, kept]
 
 
 def _principal(rows: np.ndarray, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(squared singular values [c], right singular vectors [c, hidden]) of float64 rows as _eigen() gives them. The rows are not
-    centred here.
+    """(squared singular values [c], right singular vectors [c, hidden]) of float64 rows, which are not centred here; which of
+    them, as _eigen() says.
     """
     few, values, vectors = _eigen(rows, count)
     return values, (rows.T @ vectors / np.sqrt(values)).T if few else vectors.T
