@@ -1,13 +1,14 @@
 """How well vectors read out emotions in texts that they were not made from: every method, pooling and layer, with and without
 `denoise`, on GoEmotions.
 
-    python benchmarks/goemotions.py [--layers all|every_third|12,15,18] [--poolings mean,last,from_token:5] [--output FILE]
+    python benchmarks/goemotions.py [--layers every_third|all|12,15,18] [--poolings mean,last,from_token:5] [--output FILE]
 
-Vectors are made from 4,000 training texts drawn by seed (500 positives and negatives an emotion at most, by hash) and scored on
-the whole dev set, less texts that are among the 4,000 too. A figure is the area under the ROC curve of the texts' projections
-on the vector, averaged over the emotions with at least 20 training and 10 unseen texts; `neutral` is no emotion. Texts without
-a row (too short for a pooling) are left out for that pooling. `paired` needs scenarios, which the corpus has none of. Denoise
-projects out the principal components of the training texts labelled neutral alone, up to half of their variance.
+Vectors are made from 4,000 training texts drawn by seed, an emotion's from all with the label and all without (--cap 500 takes
+500 of each by hash, the workflow's default), and scored on the whole dev set, less texts that are among the 4,000 too. A figure
+is the area under the ROC curve of the texts' projections on the vector, averaged over the emotions with at least 20 training
+and 10 unseen texts; `neutral` is no emotion. Texts without a row (too short for a pooling) are left out for that pooling.
+`paired` needs scenarios, which the corpus has none of. Denoise projects out the principal components of the training texts
+labelled neutral alone, up to half of their variance.
 
 The best of a table was chosen on what it was measured on. --folds 5 is for choosing: it leaves the dev set alone and scores
 each fifth of the training texts with vectors from the others.
@@ -225,11 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = [name for name, method in METHODS.items() if not method.by_scenario]
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--corpus", type=Path, default=GOEMOTIONS, help="the folder of train.tsv, dev.tsv and labels.txt")
-    options.add_argument("--layers", default="all")
+    options.add_argument("--layers", default="every_third")
     options.add_argument("--poolings", default="mean,last,from_token:5")
     options.add_argument("--methods", default=",".join(methods))
     options.add_argument("--texts", type=int, default=4000, help="training texts")
-    options.add_argument("--cap", type=int, default=500, help="positives and negatives of an emotion at most")
+    options.add_argument("--cap", type=int, default=4000, help="positives and negatives of an emotion at most")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--folds", type=int, default=0, help="score on folds of the training texts, not on the dev set")
     options.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto")
@@ -262,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(str(error)) from None
     print(f"GoEmotions, {len(training)} training texts by seed {given.seed}, at most {given.cap} a side, {dtype}, ", end="")
     print(f"{given.folds} folds of them as unseen" if given.folds else f"{len(unseen)} dev texts as unseen")
-    print(f"({drawn - len(training) - len(unseen)} texts of a single token, which no pooling has a row of, are left out)")
+    print(f"({drawn - len(training) - len(unseen)} of the texts have a single token, so no row: left out)")
     print("\n".join(printed(rows, wanted)))
     if given.output:
         facts = {"texts": given.texts, "seed": given.seed, "cap": given.cap, "folds": given.folds, "dtype": dtype}

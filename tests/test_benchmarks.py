@@ -116,7 +116,7 @@ def test_a_table_of_methods_poolings_and_layers(corpus: Path, tmp_path: Path, ca
     assert len({round(row["auc"], 6) for row in found.values() if row["method"] == "mean_difference"}) > 4
     best = max(table["rows"], key=lambda row: row["auc"])
     assert f"best method: {best['auc']:.4f} ({best['method']}), at or above 0.86" in printed
-    assert f"{'logistic':15} {'mean':>14}" in printed and "(1 texts of a single token" in printed
+    assert f"{'logistic':15} {'mean':>14}" in printed and "(1 of the texts have a single token" in printed
     goemotions.main([*map(str, program), "--poolings", "mean", "--methods", "lda", "--folds", "2"])
     again = capsys.readouterr()
     assert "2 folds of them as unseen" in again.out and "mean_difference" not in again.out

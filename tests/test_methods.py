@@ -211,6 +211,7 @@ def test_pca_finds_the_axis_that_dominates() -> None:
 def test_pca_has_no_sign_without_a_difference() -> None:
     rows = planted(6, 4)[0]
     assert not pca(rows, rows).any()
+    assert not pca(rows * 1e-200, rows[:2] * 1e-200).any()  # its square is no number above 0
 
 
 def standardised(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
