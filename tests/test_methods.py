@@ -107,6 +107,21 @@ def test_a_column_that_never_varies_counts_for_nothing(direction: Direction, cou
 
 
 @every_method
+@both_shapes
+@pytest.mark.parametrize(("value", "rounding"), [(0.0, 1e-14), (1e8, 1.5e-8)])
+def test_a_column_that_varies_by_rounding_counts_for_nothing(
+    direction: Direction, count: int, hidden: int, value: float, rounding: float
+) -> None:
+    positive, negative = planted(count, hidden)
+    found = direction(positive, negative)
+    # the rounding even parts the sides
+    wider = [np.column_stack([side, np.full(count, value + sign * rounding)]) for side, sign in ((positive, 1), (negative, -1))]
+    got = direction(*wider)
+    assert abs(got[-1]) < 1e-6 * np.linalg.norm(got)
+    assert cosine(got[:-1], found) > 1 - 1e-8
+
+
+@every_method
 def test_equal_rows_give_no_direction(direction: Direction) -> None:
     rows = np.full((5, 7), 0.1)
     assert np.array_equal(direction(rows, rows), np.zeros(7))
