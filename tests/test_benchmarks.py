@@ -94,7 +94,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             label = number % 3 if number < count - 2 else 3
             words = rng.choices(list(WORDS.values())[label].split(), k=9)
             rows.append(f"{' '.join(words)} {part} {number}\t{label}{',2' if number % 9 == 0 else ''}\tid{number}")
-        rows += ["both of them twice\t0\tx", "both of them twice\t1\ty", 'a "quote stays\t2\tz', "a\t1\tw"]
+        rows += ["both of them twice\t0\tx", "both of them twice\t1\ty", '"a quote stays\t2\tz', "a\t1\tw"]
         (folder / f"{part}.tsv").write_text("\n".join(rows) + "\n")
     return folder
 
@@ -141,7 +141,7 @@ def test_the_table_refuses_what_it_cannot_measure(corpus: Path, tmp_path: Path, 
 def test_training_texts_are_drawn_by_seed_and_never_unseen(corpus: Path) -> None:
     everything = goemotions.labelled_texts(corpus, "train")
     assert everything["both of them twice"] == {"joy", "fear"}
-    assert everything['a "quote stays'] == {"neutral"}
+    assert everything['"a quote stays'] == {"neutral"}
     training, unseen = goemotions.split(corpus, 60, 0)
     assert len(training) == 60 and training.items() <= everything.items()
     assert not training.keys() & unseen.keys()
