@@ -48,7 +48,7 @@ HEAVY = {"torch", "transformers", "sklearn", "matplotlib", "scipy", "huggingface
     "script",
     [
         *("snapshot", "examples", "vectors", "readout", "publish", "activations", "changes", "selection", "refresh"),
-        *("texts", "weights", "comparison"),
+        *("texts", "weights"),
     ],
 )
 def test_jobs_that_run_no_model_import_no_torch(script: str) -> None:
@@ -56,7 +56,7 @@ def test_jobs_that_run_no_model_import_no_torch(script: str) -> None:
     assert not HEAVY & imported_by(f"import {script}")
 
 
-@pytest.mark.parametrize("script", ["heads", "figures", "quality", "compare", "unseen"])
+@pytest.mark.parametrize("script", ["heads", "figures", "quality", "compare", "comparison", "unseen"])
 def test_measuring_jobs_import_scipy_at_most(script: str) -> None:
     assert not (HEAVY - {"scipy"}) & imported_by(f"import {script}")
 
