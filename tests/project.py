@@ -35,7 +35,7 @@ class Run:
         found: Counter[str] = Counter()
         for job in JOB.findall(self.text):
             what, of, names = job.partition(" of ")
-            batch = of and what in ("Examples", "Vectors", "Heads")
+            batch = of and what in ("Examples", "Vectors", "Heads", "Figures", "Comparison")
             found.update([f"{what} of {name}" for name in names.split(", ")] if batch else [job])
         return found
 

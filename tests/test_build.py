@@ -165,7 +165,7 @@ def test_a_near_duplicate_brings_a_held_out_text_into_training(config: dict[str,
     twin = next(text for text in twins if not held_out(text))
     # it carries all three emotions below their thresholds: an example of none
     moved = with_nodes(config, [*make_nodes(), {"key": "twin", "text": f"{twin}\njoy:1 calm:1 grief:1"}])
-    assert moved == {"snapshot", "examples", "vectors", "heads", "quality", "release"}
+    assert moved == {"snapshot", "examples", "vectors", "heads", "figures", "quality", "release"}
     assert make_build(config).facts()["snapshot"]["near_duplicates"] == {"texts": 2, "groups": 1, "moved_to_train": 1}
 
 
@@ -311,7 +311,7 @@ def test_other_emotions_keep_their_keys(config: dict[str, Any], emotions: dict[s
     before = make_build(config)
     after = make_build(config, emotions={**config["emotions"], **emotions})
     assert after.emotions == ["calm", "joy"]
-    assert changed(before, after) == {"examples grief", "vectors grief", "heads grief", "quality", "release"}
+    assert changed(before, after) == {"examples grief", "vectors grief", "heads grief", "figures grief", "quality", "release"}
     assert "emotion_grief" not in after.selections
 
 
@@ -322,7 +322,7 @@ def test_a_curated_emotion_added(config: dict[str, Any]) -> None:
     write_graph(Path("graph.jsonl"), nodes)
     before, after = make_build(config), make_build(config, emotions={**config["emotions"], "curated": ["awe"]})
     assert set(after.emotions) - set(before.emotions) == {"awe"}
-    assert changed(before, after) == {"examples awe", "vectors awe", "heads awe", "quality", "release"}
+    assert changed(before, after) == {"examples awe", "vectors awe", "heads awe", "figures awe", "quality", "release"}
 
 
 # A change of the model

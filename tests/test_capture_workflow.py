@@ -262,9 +262,9 @@ def test_layers_without_heads_are_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(quality["layers_without_heads"]) == {"0", "2"}
     for layer, reason in quality["layers_without_heads"].items():
         assert reason.startswith("no attention (") and f"layer {layer} has no heads: {reason}" in done.text
-        assert quality["emotions"]["joy"]["per_head"][layer] == {"no_heads": reason}
+        assert quality["emotions"]["joy"]["layers"][layer]["per_head"] == {"no_heads": reason}
     for layer in ("1", "3"):
-        heads = quality["emotions"]["joy"]["per_head"][layer]
+        heads = quality["emotions"]["joy"]["layers"][layer]["per_head"]
         assert (heads["n_heads"], heads["head_dim"]) == (4, 8) and len(heads["heads"]) == 4
     assert project.manifest()["layers"] == [0, 1, 2, 3]
 

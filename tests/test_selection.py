@@ -367,11 +367,18 @@ def test_texts_of_emotions_left_out_are_not_forwarded() -> None:
 def test_plan_counts_and_hashes_are_of_the_examples(sample: list[Node]) -> None:
     plan = plan_of(sample, DEFAULTS, 2)
     assert len(plan.emotions) > 5
+    folders: dict[str, list[str]] = {}
+    for each in sample:
+        folder = each.key.rpartition("/")[0]
+        assert "/" not in folder
+        known = folders.setdefault(each.digest, [])
+        known += [folder] if folder and folder not in known else []
+        known.sort()
     for emotion, facts in plan.emotions.items():
         found = brute_force(sample, DEFAULTS, emotion)
         counts = Counter((split, polarity) for _, polarity, split in found)
         assert facts["counts"] == {s: {p: counts[s, p] for p in (POSITIVE, NEGATIVE)} for s in (TRAIN, HELD_OUT)}
-        assert facts["examples"] == canonical_key([(*member, []) for member in found])
+        assert facts["examples"] == canonical_key([(*member, [], folders[member[0]]) for member in found])
         training = {
             p: [digest for digest, polarity, split in found if (polarity, split) == (p, TRAIN)] for p in (POSITIVE, NEGATIVE)
         }
@@ -389,7 +396,7 @@ def test_scenarios_are_part_of_the_examples_and_not_of_the_training_texts() -> N
         **{digest_of(f"Sun {n}."): ["letter", "storm"] if n == 1 else ["storm"] for n in range(4)},
         digest_of("Rain 2."): ["letter"],
     }
-    found = [[*member, scenarios.get(member[0], [])] for member in brute_force(again, chosen, "joy")]
+    found = [[*member, scenarios.get(member[0], []), []] for member in brute_force(again, chosen, "joy")]
     assert plan.emotions["joy"]["examples"] == canonical_key(found)
     corpus = corpus_of(again, chosen)
     rows = corpus.scenarios()
@@ -433,7 +440,7 @@ def test_hashes_change_exactly_when_membership_changes() -> None:
         elif edit == 1:
             changed[place] = dataclasses.replace(old, text=made(100 + number).text)
         elif edit == 2:
-            changed[place] = dataclasses.replace(old, key=old.key + "x", origin="notes", time="now")
+            changed[place] = dataclasses.replace(old, key=old.key + "x", time="now")
         else:
             del changed[place]
         for emotion, pairs in seen(changed).items():

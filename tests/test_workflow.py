@@ -32,7 +32,8 @@ EMOTIONS = ["calm", "frustration", "joy"]
 WHOLE_BUILD = Counter(
     [
         "Snapshot of graph.jsonl",
-        *(f"{what} of {emotion}" for what in ("Examples", "Vectors", "Heads") for emotion in EMOTIONS),
+        *(f"{what} of {emotion}" for what in ("Examples", "Vectors", "Heads", "Figures") for emotion in EMOTIONS),
+        "Output projections and neurons of layers 1 2",
     ]
 )
 
@@ -136,12 +137,14 @@ def test_quality_has_every_emotion_and_layer(built: Project) -> None:
     quality = json.loads((built.folder / "results/quality.json").read_text())
     assert set(quality["emotions"]) == set(EMOTIONS)
     for figures in quality["emotions"].values():
-        assert set(figures["held_out_auc"]) == set(figures["nearest"]) == set(figures["per_head"]) == {"1", "2"}
-        assert all(0 <= auc <= 1 for auc in figures["held_out_auc"].values())
-        assert len(figures["nearest"]["1"]) == 2
-        heads = figures["per_head"]["1"]
+        assert set(figures["layers"]) == {"1", "2"}
+        assert all(0 <= of_layer["held_out"]["auc"] <= 1 for of_layer in figures["layers"].values())
+        assert len(figures["layers"]["1"]["nearest"]) == 2
+        assert figures["layers"]["1"]["neuron"]["neurons"] == 96
+        heads = figures["layers"]["1"]["per_head"]
         assert (heads["n_heads"], heads["k"], heads["even_share"]) == (4, 4, 1.0)
-        assert sorted(head for head, _, _ in heads["heads"]) == [0, 1, 2, 3]
+        assert sorted(head["head"] for head in heads["heads"]) == [0, 1, 2, 3]
+        assert figures["triage"].startswith(figures["verdict"])
 
 
 def test_a_second_run_does_nothing(project: Project) -> None:
@@ -184,7 +187,7 @@ def test_one_changed_node_rebuilds_the_emotions_it_touches_and_back_is_free(proj
     node = next(n for n in project.nodes() if n["key"] == calm.key)
     project.edit(node["key"], lambda text: "This opening is new. " + text)
 
-    files = {stage: set(project.bytes_of(f"store/{stage}/**/*")) for stage in ("examples", "vectors", "heads")}
+    files = {stage: set(project.bytes_of(f"store/{stage}/**/*")) for stage in ("examples", "vectors", "heads", "figures")}
     foreseen = project.run("--dry-run").ok().jobs
     changed = project.run().ok()
     assert changed.jobs == foreseen
@@ -203,7 +206,8 @@ def test_one_changed_node_rebuilds_the_emotions_it_touches_and_back_is_free(proj
     assert {job.removeprefix("Examples of ") for job in changed.jobs if job.startswith("Examples")} == touched
     assert {job.removeprefix("Vectors of ") for job in changed.jobs if job.startswith("Vectors")} == training
     assert {job.removeprefix("Heads of ") for job in changed.jobs if job.startswith("Heads")} == training
-    assert new == {"examples": touched, "vectors": training, "heads": training}
+    assert {job.removeprefix("Figures of ") for job in changed.jobs if job.startswith("Figures")} == touched
+    assert new == {"examples": touched, "vectors": training, "heads": training, "figures": touched}
     assert changed.forwarded == 1
     assert project.bytes_of("results/readout/vectors.safetensors") != published
 
@@ -221,7 +225,7 @@ def test_a_node_of_one_emotion_rebuilds_that_emotion_alone(project: Project) -> 
     done = project.build()
     assert done.forwarded == 1
     ends = ["Quality figures", "Overview picture", "Publish readout in results/readout", "Snapshot of graph.jsonl"]
-    own = ["Examples of calm", "Vectors of calm", "Heads of calm", "Activations of shard 0 at layers 1 2"]
+    own = [f"{what} of calm" for what in ("Examples", "Vectors", "Heads", "Figures")] + ["Activations of shard 0 at layers 1 2"]
     assert Counter(job for job in done.jobs if not job.startswith("Release")) == Counter(own + ends)
     assert sum(done.jobs.values()) == len(own + ends) + 1
 
@@ -231,7 +235,7 @@ def test_a_node_in_no_example_costs_no_pass_and_no_vector(project: Project) -> N
     project.write_nodes([*project.nodes(), {"key": "journal/short", "text": "Too short.\njoy:9"}])
     done = project.build()
     assert done.forwarded == 0
-    assert not [job for job in done.jobs if job.startswith(("Examples", "Vectors", "Heads", "Activations"))]
+    assert not [job for job in done.jobs if job.startswith(("Examples", "Vectors", "Heads", "Figures", "Activations"))]
     assert project.bytes_of("store/vectors/**/*") == vectors
     assert project.manifest()["snapshot"]["nodes"] == len(project.nodes())
 
@@ -429,7 +433,7 @@ def test_a_model_without_attention_gets_vectors_and_says_that_it_has_no_heads(pr
     assert load_readout(folder / "readout/vectors.safetensors", folder / "readout/manifest.json").concepts == EMOTIONS
     quality = json.loads((folder / "quality.json").read_text())
     assert quality["layers_without_heads"] == dict.fromkeys(("1", "2"), "a model without attention heads")
-    assert quality["emotions"]["joy"]["per_head"]["1"] == {"no_heads": "a model without attention heads"}
+    assert quality["emotions"]["joy"]["layers"]["1"]["per_head"] == {"no_heads": "a model without attention heads"}
 
 
 def test_a_converted_model_that_is_gone_is_named_and_converted_anew(project: Project) -> None:
