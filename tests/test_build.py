@@ -14,7 +14,20 @@ import amygdala.snapshots
 from amygdala.errors import UserError
 from amygdala.graph import RawNode
 from amygdala.sources import live_lines, sources_of
-from builds import ALL_ROWS, EMOTIONS, Nodes, changed, first, held_out, keys_of, make_build, make_config, make_nodes, text_of, write_graph
+from builds import (
+    ALL_ROWS,
+    EMOTIONS,
+    Nodes,
+    changed,
+    first,
+    held_out,
+    keys_of,
+    make_build,
+    make_config,
+    make_nodes,
+    text_of,
+    write_graph,
+)
 
 
 @pytest.fixture

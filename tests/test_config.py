@@ -97,7 +97,10 @@ def commented_keys() -> dict[str, str]:
 
 def test_each_key_of_the_defaults_is_explained() -> None:
     keys = commented_keys()
-    assert keys.keys() == {*DEFAULTS, *(f"{section}.{key}" for section in ("emotions", "ablation") for key in DEFAULTS[section])}
+    assert keys.keys() == {
+        *DEFAULTS,
+        *(f"{section}.{key}" for section in ("emotions", "ablation") for key in DEFAULTS[section]),
+    }
     assert [key for key, comment in keys.items() if len(comment) < 20] == []
 
 
@@ -253,8 +256,16 @@ WRONG: list[tuple[str, str, str]] = [
     ("model", "{name: x}", "expected embedded, a folder, a .gguf file, or a hub id"),
     ("dtype", "float32", r"'float32' is not one of \['auto', 'bf16', 'fp16', 'fp32'\]"),
     ("device", "gpu", r"'gpu' is not one of \['auto', 'cuda', 'cpu', 'mps'\]"),
-    ("target_layers", "18", "18 is not of type 'array', 'string'; expected a list of layer indices .* from 0 to 1, all, or auto"),
-    ("target_layers", "every", "'every' does not match .*; expected a list of layer indices from 0 and depths .*, all, or auto"),
+    (
+        "target_layers",
+        "18",
+        "18 is not of type 'array', 'string'; expected a list of layer indices .* from 0 to 1, all, or auto",
+    ),
+    (
+        "target_layers",
+        "every",
+        "'every' does not match .*; expected a list of layer indices from 0 and depths .*, all, or auto",
+    ),
     ("target_layers", "'12'", "'12' does not match .*; expected a list of layer indices"),
     ("target_layers", "[]", "expected a list of layer indices from 0 and depths from 0 to 1"),
     ("device_map", "cuda:0", r"'cuda:0' is not one of \[None, 'auto', 'balanced', 'sequential'\]"),

@@ -36,8 +36,9 @@ def test_the_job_writes_what_the_plan_promises(tmp_path: Path) -> None:
     assert all(example.text == texts[example.digest] for example in found)
     planned = plan_of(sample, chosen).emotions["joy"]
     assert planned["counts"] == counts == count_examples(found)
-    assert planned["examples"] == canonical_key([(each.digest, each.polarity, each.split, each.scenarios, each.groups) for each
-    in found])
+    assert planned["examples"] == canonical_key(
+        [(each.digest, each.polarity, each.split, each.scenarios, each.groups) for each in found]
+    )
 
 
 NODES = [

@@ -4,14 +4,25 @@ What each key covers
   snapshot   bytes of the local sources and how they are read, of the live ones' snapshot; bad_nodes; code
   index      snapshot; names looked for in the texts (aliases); code                (the graph's index, beside its snapshot)
   plan       snapshot; emotion and example settings; code
-  examples   emotion; digest, polarity, split and scenarios of each example; code
+  examples   emotion; digest, polarity, split, scenarios and source of each example; code
   model      model identity; dtype; code of the conversion; major.minor of torch and transformers
   space      model (converted models) or its identity; dtype; pooling; template; max_tokens; code; major.minor of torch and
              transformers                                                          (one a pooling)
-  index      spaces; digests of the shard's texts; layers                           (of the activations)
-  vectors    space; method; digests of the emotion's training examples; code       (the layer is in the file's name)
-  heads      space; digests of the emotion's training examples; code               (the layer is in the file's name)
-  quality    vectors, heads and examples of all emotions; layers; code; major.minor of scikit-learn
+  index      spaces; digests of the shard's texts and of the neutral ones; layers   (of the activations)
+  texts      digests of the neutral texts; or names and contents of the unseen sets; code
+  weights    model's identity, dtype and conversion; code; major.minor of torch and transformers
+                                                                                    (the layer is in the file's name)
+  vectors    space; method; denoise and neutral texts; digests of the emotion's training examples, their scenarios for a
+             method that pairs them; code; major.minor of scikit-learn for a method that fits with it
+                                                                                    (the layer is in the file's name)
+  heads      vectors; weights; code                                                (the layer is in the file's name)
+  figures    examples, vectors; weights; names that count as the emotion's own; code; major.minor of scikit-learn
+                                                                                    (the layer is in the file's name)
+  quality    figures and heads of all emotions; layers; shares of common positives; families; code; major.minor of
+             scikit-learn and scipy
+  compare    examples; spaces; layers, poolings, methods and denoise that are compared; neutral texts; code; major.minor of
+             scikit-learn; of all emotions for the merged file
+  unseen     release; unseen texts; min_positive_score; code
   release    vectors; layers; what the manifest says beside; code; for the whole readout also quality and the picture's code
   overview   release
 
