@@ -1,0 +1,57 @@
+"""What each layer's own weights can write into the residual stream, a file a layer: no text is read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from activations import check_model
+from amygdala.batch import missing
+from amygdala.errors import UserError
+from amygdala.job import Say, job
+from amygdala.modelweights import write_weights
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def make_weights(settings: Mapping[str, Any], outputs: dict[int, Path], say: Say) -> list[int]:
+    """Write the weights of those layers whose file is missing; returns these layers.
+
+    settings: source, revision, dtype, device, device_map, threads, as a capture takes them; outputs: {layer: path}. The model
+    is loaded only if a file is missing, and only up to the last such layer.
+    """
+    todo = missing(outputs)
+    if not todo:
+        return todo
+    import torch
+
+    from amygdala import loading
+    from amygdala.architecture import find_projections, text_config
+    from amygdala.blockweights import block_weights
+
+    loading.set_threads(settings["threads"])
+    device = loading.pick_device(settings["device"])
+    if settings["device_map"] and settings["device"] in ("cpu", "mps"):
+        spread = f"device_map: {settings['device_map']} spreads a model over GPUs"
+        raise UserError(f"{spread}; with device: {settings['device']} set it to null")
+    say(f"loading layers 0 to {todo[-1]} in {settings['dtype']} for the weights of layers {todo}")
+    decoder = loading.load_decoder(
+        settings["source"], settings["revision"], todo[-1] + 1, settings["dtype"], device, settings["device_map"]
+    )
+    with torch.inference_mode():
+        projections = find_projections(decoder, text_config(decoder.module.config))
+    for layer in todo:
+        o_proj, neurons, facts = block_weights(decoder, layer, projections[layer])
+        write_weights(outputs[layer], o_proj, neurons, facts)
+        heads = f"no heads ({facts['reason']})" if o_proj is None else f"{facts['n_heads']} heads of {facts['head_dim']}"
+        found = facts["neurons_reason"] if neurons is None else f"{len(neurons)} neurons"
+        say(f"layer {layer}: {heads}; {found}")
+    return todo
+
+
+if "snakemake" in globals():
+    with job(snakemake, needs_input=False) as say:
+        params = snakemake.params
+        check_model(params.model, params.settings["source"], Path(params.store))
+        settings = {**params.settings, "threads": snakemake.threads}
+        make_weights(settings, dict(zip(params.layers, map(Path, snakemake.output), strict=True)), say)
