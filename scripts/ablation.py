@@ -32,6 +32,7 @@ LEAST_HELD_OUT = 5  # texts a side: fewer give no AUC worth a forward pass
 CHANCE = 0.6  # an intact AUC up to here has nothing to lose
 CLEAR_Z = 3.0
 LARGE_FALL = 0.05
+TRIES = 20  # draws for each random set, where there are few different ones
 SAME_ROWS = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}  # of a row's length: what another batch or device may change
 Head = tuple[int, int]  # layer and head
 HeadSet = tuple[Head, ...]  # sorted
@@ -57,7 +58,8 @@ def ranked(contribution: Mapping[Head, float]) -> list[Head]:
 
 
 def random_sets(top: Sequence[Head], heads: Sequence[Head], count: int, emotion: str, layer: int) -> list[HeadSet]:
-    """Up to `count` different random sets of as many heads as `top`, none of them in it, seeded by emotion and layer.
+    """`count` different random sets of as many heads as `top`, none of them in it, seeded by emotion and layer; fewer where
+    there are no more.
 
     Each set has as many heads of a layer as `top` has, as far as that layer has others; what is lacking comes from all layers.
     Where `heads` has too few others, there are none.
@@ -68,7 +70,9 @@ def random_sets(top: Sequence[Head], heads: Sequence[Head], count: int, emotion:
     seed = hashlib.sha256(json.dumps(["ablation", emotion, layer]).encode()).digest()
     random = np.random.default_rng(list(seed))
     sets: dict[HeadSet, None] = {}
-    for _ in range(count):
+    for _ in range(TRIES * count):
+        if len(sets) == count:
+            break
         chosen: list[Head] = []
         for place, wanted in sorted(Counter(place for place, _ in top).items()):
             here = [head for head in rest if head[0] == place]

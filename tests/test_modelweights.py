@@ -33,7 +33,7 @@ def written(folder: Path, o_proj: np.ndarray | None = O_PROJ, neurons: np.ndarra
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     weights = read_weights(written(tmp_path))
     assert (weights.layer, weights.n_heads) == (3, 4)
-    assert weights.facts["head_dim"] == 2 and "reason" not in weights.facts
+    assert {name: value for name, value in weights.facts.items() if name != "tensors"} == FACTS
     assert weights.o_proj is not None and weights.o_proj.dtype == np.float32 and np.array_equal(weights.o_proj, O_PROJ)
     assert weights.neurons is not None and weights.neurons.dtype == np.float16 and np.array_equal(weights.neurons, NEURONS)
     assert set(load_file(weights.path)) == {"o_proj", "neurons"}
@@ -184,7 +184,9 @@ def test_best_neurons_equal_a_loop(chunk: int, monkeypatch: pytest.MonkeyPatch) 
     assert (cosine < 0).any() and (cosine > 0).any() and len(set(index.tolist())) > 4
 
 
-def test_best_neurons_of_planted_ones() -> None:
+@pytest.mark.parametrize("chunk", [1, 2048])
+def test_best_neurons_of_planted_ones(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amygdala.modelweights.CHUNK", chunk)
     neurons = np.eye(6, dtype=np.float16)[[0, 1, 1, 3]]
     vectors = np.array([[0, -2, 0, 0, 0, 0], [3, 0, 0, -4, 0, 0], [0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]], np.float32)
     index, cosine = best_neurons(vectors, neurons)
@@ -214,3 +216,13 @@ def test_head_writes_of_other_sizes_are_refused(vector: np.ndarray, n_heads: int
 
 def test_reading_weights_imports_nothing_heavy() -> None:
     assert not HEAVY & imported_by("import amygdala.modelweights")
+
+
+def test_a_tensor_of_another_shape_or_type_over_the_same_bytes_is_told(tmp_path: Path) -> None:
+    for old, new in ((b'"shape":[6,8]', b'"shape":[8,6]'), (b'"dtype":"F32"', b'"dtype":"I32"')):
+        path = written(tmp_path)
+        content = path.read_bytes()
+        assert content.count(old) == 1
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(UserError, match=r" is damaged \(o_proj is "):
+            _ = read_weights(path).o_proj
