@@ -135,6 +135,17 @@ def test_every_token_of_an_ablated_head_is_replaced_and_no_other_head(capture: C
                 assert torch.equal(seen[0][batch, token, of_head], right)
 
 
+def test_what_attention_returned_is_left_as_it_was(capture: Capture) -> None:
+    """A model may use it elsewhere; the capture's own head rows are of the intact values too."""
+    seen: list[torch.Tensor] = []
+    hook = projection_of(capture, 0).module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with ablated(capture.projections, {0: [1]}):
+        rows_of(capture)
+    rows_of(capture)
+    hook.remove()
+    assert torch.equal(seen[0], seen[1])
+
+
 def test_nothing_ablated_is_intact(capture: Capture) -> None:
     intact = rows_of(capture)
     for heads in ({}, {1: []}):

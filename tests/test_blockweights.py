@@ -15,7 +15,8 @@ from torch import nn
 from transformers import AutoModel
 
 from amygdala.architecture import Decoder, NoHeads, Projection, find_decoder, find_projections, run_until, text_config
-from amygdala.blockweights import block_weights
+from amygdala.blockweights import block_weights, o_proj_of
+from amygdala.errors import UserError
 from architectures import HIDDEN, N_LAYERS, VOCABULARY, random_weights, tiny_config
 from test_architectures import HEADLESS, KINDS, PROJECTION_OF
 
@@ -360,12 +361,29 @@ class Dead(nn.Module):
         (Latent, r"^mlp: its experts \(down, up\) do not write to the residual stream$"),
         (Closing, r"^no MLP that works on each token by itself \(LlamaAttention, Closing\)$"),
         (Broken, r"^mlp cannot be run by itself \(RuntimeError\)$"),
-        (Dead, r"^mlp: down.weight moves nothing on 4 tokens$"),
+        (Dead, r"^mlp: what down.weight writes cannot be told on 4 tokens$"),
     ],
 )
 def test_what_cannot_be_told_is_said(mlp: type[nn.Module], reason: str) -> None:
     _, (_, neurons, facts) = with_mlp(mlp())
     assert neurons is None and re.search(reason, facts["neurons_reason"]), facts
+
+
+def test_weights_that_are_offloaded_are_refused() -> None:
+    """accelerate leaves such weights without memory between passes."""
+    decoder = decoder_of("llama")
+    with torch.inference_mode():
+        projection = find_projections(decoder, text_config(decoder.module.config))[1]
+    assert isinstance(projection, Projection)
+    told = pytest.raises(
+        UserError, match=r"^device_map: the model does not fit the devices and part of it is offloaded; choose"
+    )
+    decoder.layers[1].mlp.to("meta")
+    with told:
+        block_weights(decoder, 1, projection)
+    projection.module.to("meta")
+    with told:
+        o_proj_of(projection)
 
 
 def test_nothing_is_left_behind() -> None:
