@@ -63,7 +63,16 @@ class Down:
 def o_proj_of(projection: Projection) -> np.ndarray:
     """float32 [hidden, n_heads * head_dim]: projection(z) = o_proj @ z + bias. GPT-2's Conv1D keeps it the other way round."""
     weight = projection.module.get_parameter("weight").detach()
+    _check_resident(weight)
     return (weight.T if isinstance(projection.module, Conv1D) else weight).float().cpu().contiguous().numpy()
+
+
+def _check_resident(weight: torch.Tensor) -> None:
+    """UserError where accelerate keeps a weight off the devices until it is wanted."""
+    if weight.is_meta:
+        raise UserError(
+            "device_map: the model does not fit the devices and part of it is offloaded; choose device: cpu, device_map: null"
+        )
 
 
 @torch.no_grad()
@@ -76,6 +85,8 @@ def block_weights(
     The neurons are the columns of all down projections at length 1 (those of length 0 stay so), in the order of the block's
     modules, experts one after the other. Runs the decoder on four tokens. UserError where it does not run on text.
     """
+    for weight in decoder.layers[layer].parameters():
+        _check_resident(weight)
     facts: dict[str, Any] = {"layer": layer}
     o_proj = None
     if isinstance(projection, NoHeads):
@@ -195,7 +206,7 @@ def _writers(child: nn.Module, hidden: int) -> list[tuple[str, torch.Tensor, boo
             path = f"{name}.{own}" if name else own
             if isinstance(module, nn.Linear | Conv1D) and own == "weight":
                 sides = [isinstance(module, Conv1D)]
-            elif weight.ndim == 3 and not isinstance(module, nn.modules.conv._ConvNd):
+            elif weight.ndim == 3:
                 sides = [False, True]
             else:
                 continue
@@ -231,20 +242,20 @@ def _tried(child: nn.Module, call: Call, hidden: int) -> list[Down]:
 
     What is true of one expert of a list is true of all: the router sends four tokens to few of them.
     """
-    alike: dict[tuple[tuple[str, ...], bool], list[Down]] = {}
+    roles: dict[tuple[str, ...], dict[bool, list[Down]]] = {}
     for name, weight, transposed in _writers(child, hidden):
         role = tuple("*" if part.isdigit() else part for part in name.split("."))
-        alike.setdefault((role, transposed), []).append(Down(name, weight, transposed))
+        roles.setdefault(role, {}).setdefault(transposed, []).append(Down(name, weight, transposed))
     found: list[Down] = []
-    for downs in alike.values():
-        moved = {_moves(child, call, down) for down in downs} - {None}
-        if not moved:
-            raise UserError(f"{downs[0].name} moves nothing on {TOKENS} tokens")
-        if moved == {1}:
-            found += downs
+    for ways in roles.values():
+        moved = {way: {_moves(child, call, down) for down in downs} - {None} for way, downs in ways.items()}
+        writing = [way for way, how in moved.items() if how == {1}]
+        if len(writing) == 1:
+            found += ways[writing[0]]
+        elif writing or not all(moved.values()):
+            name = next(iter(ways.values()))[0].name
+            raise UserError(f"what {name} writes cannot be told on {TOKENS} tokens")
     names = [down.name for down in found]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"which side of {twice[0]} is the residual stream cannot be told")
     fused = {name for name, weight in child.named_parameters() if weight.ndim == 3 and min(weight.shape) > 1}
     if fused and not fused & set(names):
         raise UserError(f"its experts ({', '.join(sorted(fused))}) do not write to the residual stream")

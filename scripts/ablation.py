@@ -1,0 +1,430 @@
+"""Do a few attention heads carry an emotion? Held-out texts go through the model with these heads ablated, and with others."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from activations import check_model
+from amygdala.batching import Budget, Texts, batches
+from amygdala.errors import UserError, shown
+from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN, digests_of, read_examples
+from amygdala.files import write_json
+from amygdala.job import Say, job
+from amygdala.modelweights import head_writes
+from amygdala.segments import HEADS, RESIDUAL, Reader, as_keys
+from amygdala.tokens import Encoder
+from amygdala.vectorfile import read_vector
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+    from amygdala.residual import Capture
+
+SCHEMA_VERSION = 1
+LEAST_HELD_OUT = 5  # texts a side: fewer give no AUC worth a forward pass
+CHANCE = 0.6  # an intact AUC up to here has nothing to lose
+CLEAR_Z = 3.0
+LARGE_FALL = 0.05
+TRIES = 20  # draws for each random set, where there are few different ones
+SAME_ROWS = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}  # of a row's length: what another batch or device may change
+Head = tuple[int, int]  # layer and head
+HeadSet = tuple[Head, ...]  # sorted
+
+
+def contributions(vector: np.ndarray, o_projs: Mapping[int, np.ndarray], deltas: Mapping[int, np.ndarray]) -> dict[Head, float]:
+    """v · (W_O,h Δ_h) of each head: what its difference of means writes along `vector` by itself. Layers after the head's, and
+    a norm after attention (Gemma 2, OLMo 2), are not counted: a ranking, which the ablation then tests.
+
+    vector [hidden] at the readout layer; o_projs: {layer: [hidden, n_heads * head_dim]}; deltas: {layer: [n_heads, head_dim]},
+    mean of the positives less mean of the negatives.
+    """
+    found: dict[Head, float] = {}
+    for layer, delta in deltas.items():
+        along = (head_writes(o_projs[layer], vector, len(delta)) * delta).sum(axis=1)
+        found |= {(layer, head): float(value) for head, value in enumerate(along)}
+    return found
+
+
+def ranked(contribution: Mapping[Head, float]) -> list[Head]:
+    """Heads by |contribution|, largest first; among equals by layer and head."""
+    return sorted(contribution, key=lambda head: (-abs(contribution[head]), head))
+
+
+def random_sets(top: Sequence[Head], heads: Sequence[Head], count: int, emotion: str, layer: int) -> list[HeadSet]:
+    """`count` different random sets of as many heads as `top`, none of them in it, seeded by emotion and layer; fewer where
+    there are no more.
+
+    Each set has as many heads of a layer as `top` has, as far as that layer has others; what is lacking comes from all layers.
+    Where `heads` has too few others, there are none.
+    """
+    rest = sorted(set(heads) - set(top))
+    if len(rest) < len(top):
+        return []
+    seed = hashlib.sha256(json.dumps(["ablation", emotion, layer]).encode()).digest()
+    random = np.random.default_rng(list(seed))
+    sets: dict[HeadSet, None] = {}
+    for _ in range(TRIES * count):
+        if len(sets) == count:
+            break
+        chosen: list[Head] = []
+        for place, wanted in sorted(Counter(place for place, _ in top).items()):
+            here = [head for head in rest if head[0] == place]
+            chosen += [here[at] for at in random.permutation(len(here))[:wanted]]
+        others = [head for head in rest if head not in chosen]
+        chosen += [others[at] for at in random.permutation(len(others))[: len(top) - len(chosen)]]
+        sets[tuple(sorted(chosen))] = None
+    return list(sets)
+
+
+def by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
+    """{layer: [head, …]}"""
+    found: dict[int, list[int]] = {}
+    for layer, head in heads:
+        found.setdefault(layer, []).append(head)
+    return found
+
+
+def auc(rows: np.ndarray, positive: np.ndarray, vector: np.ndarray) -> float:
+    """Area under the ROC curve of rows [n, hidden] along vector [hidden]; positive bool [n] has both values."""
+    return float(roc_auc_score(positive, rows.astype(np.float64) @ vector.astype(np.float64)))
+
+
+def judged(intact: float, ablated: float, random: Sequence[float], k: int) -> dict[str, Any]:
+    """The figures of one emotion and layer and what they say: fall = intact - ablated, z = (fall - mean fall of the random
+    sets) / their standard deviation (None where it is 0 or unknown), p = share of sets, this one included, that fall as far.
+
+    intact, ablated: AUC; random: AUC of each random set, may be empty.
+    """
+    fall = intact - ablated
+    mean, sd, z, p = None, None, None, None
+    against = "there are too few other heads to compare with"
+    clear = False
+    if random:
+        mean, sd = float(np.mean(random)), float(np.std(random, ddof=1)) if len(random) > 1 else 0.0
+        z = (mean - ablated) / sd if sd > 0 else None
+        p = (1 + sum(value <= ablated for value in random)) / (1 + len(random))
+        clear = ablated < min(random) and (z is None or z >= CLEAR_Z)
+        against = f"as many random heads {mean:.2f} ± {sd:.2f}"
+    change = f"AUC {'falls ' if fall > 0 else ''}{intact:.2f} -> {ablated:.2f}, {against}"
+    heads = f"the top {k} heads" if k > 1 else "the top head"
+    if intact <= CHANCE:
+        outcome, words = "nothing to carry", f"the vector tells little apart: {change}"
+    elif not random:
+        outcome, words = "no comparison", f"{heads} ablated: {change}"
+    elif clear and fall >= LARGE_FALL:
+        outcome, words = "carried", f"{heads} carr{'y' if k > 1 else 'ies'} it: {change}"
+    elif clear:
+        outcome, words = "little", f"{heads} matter{'' if k > 1 else 's'} more than others, but little: {change}"
+    else:
+        outcome, words = "not carried", f"{heads} do{'' if k > 1 else 'es'} not carry it: {change}"
+    return {
+        "outcome": outcome,
+        "words": words,
+        "auc": {"intact": intact, "ablated": ablated, "random_mean": mean, "random_sd": sd},
+        "fall": fall,
+        "random_sets": len(random),
+        "z": z,
+        "p": p,
+    }
+
+
+@dataclass
+class Trial:
+    """One emotion at one readout layer: what is ablated, and the figures of it once it is through.
+
+    vector float32 [hidden]; top: the heads ablated; random: the sets compared with; scores: AUC of each set of heads.
+    """
+
+    emotion: str
+    layer: int
+    vector: np.ndarray
+    report: dict[str, Any]
+    top: list[Head] = field(default_factory=list)
+    random: list[HeadSet] = field(default_factory=list)
+    scores: dict[HeadSet, float] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> list[HeadSet]:
+        return [tuple(sorted(self.top)), *self.random] if self.top else []
+
+
+@dataclass
+class Emotion:
+    """An emotion's held-out texts, sorted by digest (text, whether it is positive), and its training texts by side."""
+
+    held_out: dict[str, tuple[str, bool]]
+    train: dict[str, list[str]]
+
+    @property
+    def positive(self) -> np.ndarray:
+        return np.array([positive for _, positive in self.held_out.values()], bool)
+
+
+def read_emotion(path: str | Path, reader: Reader) -> Emotion:
+    """The texts of an examples file that have a row."""
+    examples = [example for example in read_examples(path) if reader.pooled(example.digest)]
+    held = {e.digest: (e.text, e.polarity == POSITIVE) for e in examples if e.split == HELD_OUT}
+    return Emotion(dict(sorted(held.items())), digests_of(examples, TRAIN))
+
+
+def head_means(emotion: Emotion, layer: int, n_heads: int, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
+    """(Δ, mean) of a layer's head inputs over the training texts, float64 [n_heads, head_dim] each: mean of the positives less
+    mean of the negatives, and the mean of all of them alike.
+    """
+    positive, negative = (reader.rows(layer, HEADS, emotion.train[side]).astype(np.float64) for side in (POSITIVE, NEGATIVE))
+    delta = positive.mean(axis=0) - negative.mean(axis=0)
+    mean = np.concatenate([positive, negative]).mean(axis=0)
+    return delta.reshape(n_heads, -1), mean.reshape(n_heads, -1)
+
+
+def plan_trial(
+    name: str,
+    emotion: Emotion,
+    layer: int,
+    vector: np.ndarray,
+    deltas: Mapping[int, np.ndarray],
+    o_projs: Mapping[int, np.ndarray],
+    k: int,
+    random: int,
+) -> Trial:
+    """What to ablate of one emotion at one readout layer; where that makes no sense, its report says why and nothing is.
+
+    deltas, o_projs: of the captured layers that have heads, up to the readout layer or beyond.
+    """
+    sides = {POSITIVE: int(emotion.positive.sum()), NEGATIVE: int((~emotion.positive).sum())}
+    below = {place: delta for place, delta in deltas.items() if place <= layer}
+    n_heads = sum(map(len, below.values()))
+    report: dict[str, Any] = {"held_out": sides, "layers": sorted(below), "n_heads": n_heads, "k": k}
+    trial = Trial(name, layer, vector, report)
+
+    def refused(outcome: str, words: str) -> Trial:
+        report.update(outcome=outcome, words=words)
+        return trial
+
+    if min(sides.values()) < LEAST_HELD_OUT:
+        texts = f"{sides[POSITIVE]} positive and {sides[NEGATIVE]} negative held-out texts"
+        return refused("too few held-out texts", f"not tried: {texts}, {LEAST_HELD_OUT} of each are needed")
+    if not all(emotion.train.values()):
+        return refused("no training texts", "not tried: no training texts on a side have a row")
+    if not n_heads:
+        return refused("no heads", f"not tried: no captured layer up to {layer} has heads")
+    if k >= n_heads:
+        return refused("too few heads", f"not tried: the captured layers up to {layer} have {n_heads} heads, k is {k}")
+    contribution = contributions(vector, o_projs, below)
+    order = ranked(contribution)
+    trial.top = order[:k]
+    trial.random = random_sets(trial.top, order, random, name, layer)
+    report["heads"] = [[place, head, contribution[place, head]] for place, head in trial.top]
+    return trial
+
+
+def ablate_emotion(
+    name: str,
+    emotion: Emotion,
+    trials: Sequence[Trial],
+    intact: Mapping[int, np.ndarray],
+    fill: Mapping[int, np.ndarray] | None,
+    capture: "Capture",
+    encoder: Encoder,
+    budget: Budget,
+    say: Say,
+) -> int:
+    """Forward the held-out texts of one emotion once for each different set of heads of its `trials`, and finish their reports.
+
+    intact: {readout layer: rows [texts, hidden]} with nothing ablated, in the order of emotion.held_out; fill: {layer:
+    [n_heads, head_dim]}, or None for zero. Returns the number of texts forwarded.
+    """
+    from amygdala.ablating import ablated, forward_rows
+
+    wanted: dict[HeadSet, list[Trial]] = {}
+    for trial in trials:
+        for heads in trial.sets:
+            wanted.setdefault(heads, []).append(trial)
+    if not wanted:
+        return 0
+    pooling = capture.poolings[0]
+    texts = Texts((digest, text) for digest, (text, _) in emotion.held_out.items())
+    made = list(batches(texts, np.arange(len(texts)), encoder, capture.poolings, budget))
+    for heads, having in wanted.items():
+        capture.select((pooling, layer) for layer in sorted({trial.layer for trial in having}))
+        with ablated(capture.projections, by_layer(heads), fill):
+            rows = forward_rows(capture, made, budget, say)
+        for trial in having:
+            trial.scores[heads] = auc(rows[pooling, trial.layer], emotion.positive, trial.vector)
+    for trial in trials:
+        if trial.top:
+            top, *random = (trial.scores[heads] for heads in trial.sets)
+            before = auc(intact[trial.layer], emotion.positive, trial.vector)
+            trial.report.update(judged(before, top, random, len(trial.top)))
+    say(f"{shown(name)}: {len(wanted)} sets of heads ablated, {len(wanted) * len(texts)} texts forwarded")
+    return len(wanted) * len(texts)
+
+
+def check_rows(rows: np.ndarray, stored: np.ndarray, layer: int, dtype: str) -> None:
+    """UserError where rows [n, hidden] of this run are not those of the store but for rounding."""
+    lengths = np.linalg.norm(stored.astype(np.float64), axis=1)
+    apart = float(np.median(np.linalg.norm(rows.astype(np.float64) - stored, axis=1) / np.maximum(lengths, 1e-12)))
+    if not apart <= SAME_ROWS[dtype]:
+        raise UserError(
+            f"layer {layer}: without ablation the model gives other rows than the store has (by {apart:.2g} of their length): "
+            "another model, template, max_tokens or library. Run snakemake again; if it stays, the store is of other versions"
+        )
+
+
+def ablate_emotions(
+    files: Mapping[str, Mapping[str, Any]],
+    layers: Sequence[int],
+    reader: Reader,
+    capture: "Capture",
+    encoder: Encoder,
+    budget: Budget,
+    options: Mapping[str, Any],
+    say: Say,
+) -> dict[str, Any]:
+    """The report on all emotions: {"schema_version", "k", "random", "fill", "pooling", "forwarded_texts",
+    "layers_without_heads", "emotions": {emotion: {layer: figures}}}.
+
+    files: {emotion: {"examples": path, "vectors": {layer: path}}}; layers: readout layers; capture: on all captured layers up
+    to the last of them, with the one pooling of the reader's rows; options: "k" heads, "random" sets, "fill" mean or zero,
+    "dtype". The intact texts of all emotions and layers share one pass, an emotion's layers those of the same set of heads.
+    """
+    from amygdala.ablating import forward_rows
+    from amygdala.architecture import Projection
+    from amygdala.blockweights import o_proj_of
+
+    found = {layer: projection for layer, projection in capture.projections.items() if isinstance(projection, Projection)}
+    for layer, projection in found.items():
+        if reader.layout(layer) != {"n_heads": projection.n_heads, "head_dim": projection.head_dim}:
+            raise UserError(
+                f"layer {layer}: the store has other heads than the model; it is of another version of transformers"
+            )
+    o_projs = {layer: o_proj_of(projection) for layer, projection in found.items()}
+    emotions = {name: read_emotion(paths["examples"], reader) for name, paths in files.items()}
+    trials: dict[str, list[Trial]] = {}
+    fills: dict[str, dict[int, np.ndarray] | None] = {}
+    for name, emotion in emotions.items():
+        trained = all(emotion.train.values())
+        both = {at: head_means(emotion, at, p.n_heads, reader) for at, p in found.items()} if trained else {}
+        deltas = {layer: delta for layer, (delta, _) in both.items()}
+        fills[name] = {layer: mean for layer, (_, mean) in both.items()} if options["fill"] == "mean" else None
+        trials[name] = [
+            plan_trial(
+                name,
+                emotion,
+                layer,
+                read_vector(Path(files[name]["vectors"][layer])),
+                deltas,
+                o_projs,
+                options["k"],
+                options["random"],
+            )
+            for layer in layers
+        ]
+    tried = {name: emotion for name, emotion in emotions.items() if any(trial.top for trial in trials[name])}
+    texts = Texts((digest, text) for emotion in tried.values() for digest, (text, _) in emotion.held_out.items())
+    ablations = sum(
+        len({heads for trial in trials[name] for heads in trial.sets}) * len(tried[name].held_out) for name in tried
+    )
+    say(f"{len(texts)} held-out texts to forward intact, {ablations} with heads ablated")
+    forwarded = len(texts)
+    pooling = capture.poolings[0]
+    if tried:
+        at = sorted({trial.layer for name in tried for trial in trials[name] if trial.top})
+        capture.select((pooling, layer) for layer in at)
+        made = list(batches(texts, np.arange(len(texts)), encoder, capture.poolings, budget))
+        rows = forward_rows(capture, made, budget, say)
+        digests = [texts.hex(position) for position in range(len(texts))]
+        stored = {layer: reader.rows(layer, RESIDUAL, digests) for layer in at}
+        for layer in at:
+            check_rows(rows[pooling, layer], stored[layer], layer, options["dtype"])
+    for name, emotion in tried.items():
+        places = np.searchsorted(texts.digests, as_keys(list(emotion.held_out)))
+        intact = {layer: rows[pooling, layer][places] for layer in at}
+        done = ablate_emotion(name, emotion, trials[name], intact, fills[name], capture, encoder, budget, say)
+        forwarded += done
+        for trial in trials[name]:
+            if trial.top:
+                known = auc(stored[trial.layer][places], emotion.positive, trial.vector)
+                trial.report["auc"]["stored"] = known
+            say(f"{shown(name)}, layer {trial.layer}: {trial.report['words']}")
+    without = {str(layer): capture.layout(layer)["reason"] for layer in capture.layers if layer not in found}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **{name: options[name] for name in ("k", "random", "fill")},
+        "pooling": pooling,
+        "forwarded_texts": forwarded,
+        "layers_without_heads": without,
+        "emotions": {name: {str(trial.layer): trial.report for trial in having} for name, having in trials.items()},
+    }
+
+
+def make_ablation(
+    files: Mapping[str, Mapping[str, Any]],
+    layers: Sequence[int],
+    captured: Sequence[int],
+    indices: Sequence[str | Path],
+    pooling: str,
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+    output: Path,
+    say: Say,
+) -> dict[str, Any]:
+    """Load the model up to the last readout layer, ablate, and write the report as JSON; returns it.
+
+    captured: layers in the store, `layers` among them; settings: as capture_shard takes them; options: k, random, fill.
+    """
+    from amygdala import loading, residual
+
+    if options["k"] < 1 or options["random"] < 0 or options["fill"] not in ("mean", "zero"):
+        raise UserError("ablation: k is at least 1, random at least 0, fill is mean or zero")
+    loading.set_threads(settings["threads"])
+    source, revision = settings["source"], settings["revision"]
+    tokenizer = loading.load_tokenizer(source, revision)
+    limit = loading.max_positions(source, revision)
+    max_tokens = min(settings["max_tokens"], limit or settings["max_tokens"])
+    encoder = Encoder(tokenizer, max_tokens, settings["template"])
+    device = loading.pick_device(settings["device"])
+    given = settings["batch_tokens"]
+    tokens = residual.BATCH_TOKENS[device.type] if given == "auto" else given
+    budget = Budget(tokens, settings["batch_size"], loading.rope_border(source, revision))
+    below = [layer for layer in captured if layer <= max(layers)]
+    say(f"loading layers 0 to {below[-1]} in {settings['dtype']}")
+    with residual.Capture(
+        source, revision, below, settings["dtype"], [pooling], device, settings["device_map"], tokenizer
+    ) as capture:
+        chosen = {**options, "dtype": settings["dtype"]}
+        report = ablate_emotions(files, layers, Reader(indices), capture, encoder, budget, chosen, say)
+    write_json(output, report)
+    say(f"forwarded {report['forwarded_texts']} texts")
+    return report
+
+
+if "snakemake" in globals():
+    with job(snakemake, aloud=True) as say:
+        params = snakemake.params
+        check_model(params.model, params.settings["source"], Path(params.store))
+        paths = {
+            name: {
+                "examples": files["examples"],
+                "vectors": {int(layer): Path(path) for layer, path in files["vectors"].items()},
+            }
+            for name, files in params.files.items()
+        }
+        make_ablation(
+            paths,
+            params.layers,
+            params.captured,
+            snakemake.input.indices,
+            params.pooling,
+            {**params.settings, "threads": snakemake.threads},
+            {"k": params.k, "random": params.random, "fill": params.fill},
+            Path(snakemake.output[0]),
+            say,
+        )
