@@ -146,6 +146,40 @@ def get_unseen_sources(wildcards):
     return unless_stored([build.texts("unseen")], [one.path for one in build.unseen])
 
 
+def get_no_ablation(wildcards):
+    raise WorkflowError(build.no_ablation)
+
+
+def get_ablation_examples(wildcards):
+    return unless_stored([build.ablation], [build.examples(name) for name in build.ablated()[0]])
+
+
+def get_ablation_vectors(wildcards):
+    emotions, layer = build.ablated()
+    return unless_stored(
+        [build.ablation], [path for name in emotions for path in build.vectors(name, [layer])]
+    )
+
+
+def get_ablation_indices(wildcards):
+    return unless_stored([build.ablation], build.indices)
+
+
+def get_ablation_model(wildcards):
+    return unless_stored([build.ablation], get_model_ready())
+
+
+def get_ablation_files():
+    emotions, layer = build.ablated()
+    return {
+        emotion: {
+            "examples": build.examples(emotion),
+            "vectors": {layer: build.vectors(emotion, [layer])[0]},
+        }
+        for emotion in emotions
+    }
+
+
 def get_no_unseen(wildcards):
     raise WorkflowError("unseen: the configuration names no texts from elsewhere")
 

@@ -12,7 +12,6 @@ rule extract_weights:
         model=vars(build.model),
         settings=build.capture_settings(),
         layers=build.layers,
-        store=build.store,
     message:
         "Output projections and neurons of layers {params.layers}"
     script:

@@ -387,17 +387,18 @@ def make_ablation(
     loading.set_threads(settings["threads"])
     source, revision = settings["source"], settings["revision"]
     tokenizer = loading.load_tokenizer(source, revision)
-    limit = loading.max_positions(source, revision)
+    config = loading.read_config(source, revision)
+    limit = loading.max_positions(config)
     max_tokens = min(settings["max_tokens"], limit or settings["max_tokens"])
     encoder = Encoder(tokenizer, max_tokens, settings["template"])
     device = loading.pick_device(settings["device"])
     given = settings["batch_tokens"]
     tokens = residual.BATCH_TOKENS[device.type] if given == "auto" else given
-    budget = Budget(tokens, settings["batch_size"], loading.rope_border(source, revision))
+    budget = Budget(tokens, settings["batch_size"], loading.rope_border(config))
     below = [layer for layer in captured if layer <= max(layers)]
     say(f"loading layers 0 to {below[-1]} in {settings['dtype']}")
     with residual.Capture(
-        source, revision, below, settings["dtype"], [pooling], device, settings["device_map"], tokenizer
+        source, revision, below, settings["dtype"], [pooling], device, settings["device_map"], tokenizer, config
     ) as capture:
         chosen = {**options, "dtype": settings["dtype"]}
         report = ablate_emotions(files, layers, Reader(indices), capture, encoder, budget, chosen, say)
@@ -409,7 +410,7 @@ def make_ablation(
 if "snakemake" in globals():
     with job(snakemake, aloud=True) as say:
         params = snakemake.params
-        check_model(params.model, params.settings["source"], Path(params.store))
+        check_model(params.model, params.settings["source"], Path(snakemake.output[0]).parents[1])
         paths = {
             name: {
                 "examples": files["examples"],

@@ -52,6 +52,6 @@ def make_weights(settings: Mapping[str, Any], outputs: dict[int, Path], say: Say
 if "snakemake" in globals():
     with job(snakemake, needs_input=False) as say:
         params = snakemake.params
-        check_model(params.model, params.settings["source"], Path(params.store))
+        check_model(params.model, params.settings["source"], Path(snakemake.output[0]).parents[2])
         settings = {**params.settings, "threads": snakemake.threads}
         make_weights(settings, dict(zip(params.layers, map(Path, snakemake.output), strict=True)), say)

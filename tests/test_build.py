@@ -239,7 +239,7 @@ def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
         ({"sweep_layers": 2}, set()),
         ({"unseen": []}, set()),
         ({"report_texts": 1}, set()),
-        ({"ablation": {"emotions": ["joy"], "heads": 1, "fill": "zero", "random": 2}}, set()),
+        ({"ablation": {"emotions": ["joy"], "layer": 1, "heads": 1, "fill": "zero", "random": 2}}, set()),
         ({"seed": 1}, {"release"}),  # no emotion has more examples than the cap
         ({"min_positive_score": 9}, {"release"}),
         ({"snapshot": "elsewhere.jsonl"}, set()),  # no live source is built from it

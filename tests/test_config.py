@@ -504,11 +504,17 @@ def test_float_that_is_no_depth_is_refused(given: float) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("ablation:\n  emotions: [joy, '9']\n  heads: 1\n  fill: mean\n  random: 2", r"FILE:5: 'ablation.emotions': "),
+        (
+            "ablation:\n  emotions: [joy, '9']\n  layer: 2\n  heads: 1\n  fill: mean\n  random: 2",
+            r"FILE:5: 'ablation.emotions': ",
+        ),
         ("families:\n  warm: [joy, 'a b']", r"FILE:5: 'families.warm': "),
         ("families:\n  warm: joy", r"FILE:5: 'families.warm': 'joy' is not of type 'array'"),
         ("ablation:\n  heads: 1", r"config: missing key 'ablation.emotions'|FILE:3: 'ablation'"),
-        ("ablation: {emotions: [], heads: 1, fill: mean, random: 1}", r"'ablation.random': 1 is less than the minimum of 2"),
+        (
+            "ablation: {emotions: [], layer: null, heads: 1, fill: mean, random: 1}",
+            r"'ablation.random': 1 is less than the minimum of 2",
+        ),
         ("unseen:\n  - {source: table, path: a.csv}", r"FILE:5: 'unseen.0': a source of this kind needs the key 'text'"),
         ("unseen:\n  - {source: file, path: a.jsonl}", r"FILE:5: 'unseen.0': the set has no `name:`"),
         ("unseen:\n  - {source: mcp, name: a, command: [b]}", r"one of file, table, stories, conversations, not 'mcp'"),

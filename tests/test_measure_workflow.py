@@ -77,7 +77,7 @@ def test_compare_ranks_every_method_layer_and_pooling_without_a_pass(project: Pr
     assert done.forwarded == 0 and "Comparison of joy" in done.jobs
     report = result(project, "compare.json")
     ranking = report["ranking"]
-    plain = [m for m in ("mean_difference", "pca", "logistic", "lda")]
+    plain = ("mean_difference", "pca", "logistic", "lda")
     assert {(r["pooling"], r["layer"], r["method"], r["denoise"]) for r in ranking} == {
         (pooling, layer, method, share)
         for pooling in ("mean", "last")
@@ -130,7 +130,8 @@ def test_a_sweep_stays_chosen_when_the_graph_changes(project: Project) -> None:
 
 
 def test_texts_from_elsewhere_are_scored(project: Project) -> None:
-    rows = ["text,joy,calm", *(f'"The lamp {n} burned low and the boats came in one by one.",{n % 2 * 9},' for n in range(24))]
+    lamps = (f'"The lamp {n} burned low and the boats came in one by one.",{n % 2 * 9},' for n in range(24))
+    rows = ["text,joy,calm", *lamps]
     (project.folder / "table.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     table = {"source": "table", "name": "lamps", "path": "table.csv", "text": "text", "scores": ["joy", "calm"], "scale": 1}
     conversations = {"source": "conversations", "name": "talks", "path": "resources/conversations.jsonl"}
@@ -154,7 +155,9 @@ def test_texts_from_elsewhere_are_scored(project: Project) -> None:
 
 
 def test_paired_stories(tmp_path: Path, tiny_model: Path) -> None:
-    """The same scenes with joy and without: `paired` takes them scene by scene; an emotion without scenes is refused by name."""
+    """The same scenes with joy and without: `paired` takes them scene by scene; an emotion without scenes is refused by
+    name.
+    """
     stories = tmp_path / "stories"
     for number in range(40):
         scene = stories / "paired" / f"scene{number}"

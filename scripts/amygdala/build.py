@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from amygdala import config as configuration
+from amygdala.errors import listed
 from amygdala.files import recall, remember
 from amygdala.keys import code, key, version
 from amygdala.methods import METHODS
@@ -21,6 +22,7 @@ from amygdala.plan import Plan, Rules, make_plan
 from amygdala.snapshots import Snapshot
 from amygdala.sources import find
 from amygdala.sweeping import NotSweptError, swept_layers
+from amygdala.tags import emotion_name
 from amygdala.textsets import neutral_texts, unseen_sets
 
 LIBRARIES = ("torch", "transformers")
@@ -263,6 +265,32 @@ class Build:
         merged = [Path(path).name for path in files], self.swept(), self.config["sweep_layers"]
         found = key(name, *merged, code("comparison"))
         return f"{self.store}/compare/{name}.{found}.json", found
+
+    def ablated(self) -> tuple[list[str], int]:
+        """(emotions, readout layer) of `ablation`."""
+        asked = self.config["ablation"]
+        emotions = sorted({emotion_name(raw) for raw in asked["emotions"]}) or self.emotions
+        return emotions, self.layers[-1] if asked["layer"] is None else asked["layer"]
+
+    @property
+    def no_ablation(self) -> str:
+        """Why the configuration's `ablation` cannot be made in this build; empty where it can."""
+        emotions, layer = self.ablated()
+        if absent := [emotion for emotion in emotions if emotion not in self.emotions]:
+            return f"ablation.emotions: {listed(absent)} get no vector in this build"
+        return "" if layer in self.layers else f"ablation.layer: {layer} is not among the target layers {self.layers}"
+
+    @property
+    def ablation_key(self) -> str:
+        emotions, layer = self.ablated()
+        files = [[self.example_keys[emotion], self.vector_keys[emotion]] for emotion in emotions]
+        below = [one for one in self.layers if one <= layer]
+        how = [self.config["ablation"][name] for name in ("heads", "fill", "random")]
+        return key("ablation", files, layer, below, how, self.weights_key, code("ablation"))
+
+    @property
+    def ablation(self) -> str:
+        return f"{self.store}/ablation/{self.ablation_key}.json"
 
     @property
     def unseen_key(self) -> str:

@@ -152,7 +152,7 @@ def _families(families: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
     return [(f"families.{family}", names) for family, names in families.items()]
 
 
-def _check_names(given: list[str], path: list[str | int], files: list[str | Path]) -> None:
+def _check_names(given: list[str], path: Sequence[str | int], files: list[str | Path]) -> None:
     """UserError where one of the emotion names given at `path` can be none."""
     for raw in given:
         try:

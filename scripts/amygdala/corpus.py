@@ -122,8 +122,8 @@ class _Text:
 
 
 def _group_names(texts: Iterable[_Text]) -> dict[tuple[str, str], str]:
-    """{(source, folder): the group's name}: "memories/journal"; a lone source goes unnamed ("journal"), and a source whose keys have
-    more than MOST_FOLDERS folders has none. "" is no group.
+    """{(source, folder): the group's name}: "memories/journal"; a lone source goes unnamed ("journal"), and a source whose keys
+    have more than MOST_FOLDERS folders has none. "" is no group.
     """
     folders: dict[str, set[str]] = {}
     for origin, folder in {place for text in texts for place in text.places}:
