@@ -107,7 +107,11 @@ Validator = extend(
 
 
 def _number(value: Any, rule: dict[str, Any]) -> Any:
-    if isinstance(value, str) and rule.get("type") in ("integer", "number"):
+    kinds = rule.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if value in ("null", "None") and "null" in kinds:
+        return None
+    if isinstance(value, str) and ("integer" in kinds or "number" in kinds):
         for kind in (int, float):
             with contextlib.suppress(ValueError):
                 return kind(value)
@@ -115,7 +119,9 @@ def _number(value: Any, rule: dict[str, Any]) -> Any:
 
 
 def with_numbers(config: dict[str, Any], schema: str | Path) -> dict[str, Any]:
-    """`config` with numbers inside lists and mappings as numbers: `--config target_layers=[12,0.6]` gives them as strings."""
+    """`config` with numbers and nulls inside lists and mappings as such: `--config target_layers=[12,0.6]` gives them as
+    strings.
+    """
     rules = yaml.safe_load(Path(schema).read_text(encoding="utf-8"))["properties"]
     result = dict(config)
     for name, value in config.items():

@@ -128,6 +128,7 @@ def code(entry: str, scripts: Path = SCRIPTS) -> str:
     return key(sorted(trees.items()))
 
 
+@functools.cache
 def version(package: str) -> str:
     """major.minor of an installed package."""
     return ".".join(importlib.metadata.version(package).split(".")[:2])
