@@ -16,6 +16,7 @@ import comparison
 from amygdala.directions import Denoiser, Recipe
 from amygdala.errors import UserError
 from amygdala.exampleset import Example
+from amygdala.measures import Bootstrap, generator
 from amygdala.methods import METHODS
 from amygdala.sweeping import NotSweptError, choose_layers, swept_layers
 
@@ -79,7 +80,9 @@ def test_each_method_at_each_layer_is_measured_on_the_held_out_texts() -> None:
         direction = METHODS[line["method"]].direction(rows["a"], rows["b"])
         scores = np.concatenate([rows["c"] @ direction, rows["d"] @ direction])
         assert line["auc"] == pytest.approx(roc_auc_score([1] * 20 + [0] * 20, scores), abs=1e-3)
-        assert line["interval"][0] <= line["auc"] <= line["interval"][1]
+        unit = (direction / np.linalg.norm(direction)).astype(np.float32)
+        unseen = [rows[end].astype(np.float64) @ unit for end in "cd"]
+        assert line["interval"] == Bootstrap(20, 20, generator("bootstrap", "joy")).interval(*unseen)
         assert (line["auc"] > 0.85) == (line["layer"] == 2) or line["method"] == "pca"
 
 
@@ -157,7 +160,10 @@ def test_the_ranking_is_by_mean_and_says_what_cannot_be_told_from_the_best() -> 
     assert worst["behind"] == pytest.approx(ranking[0]["mean_auc"] - worst["mean_auc"])
     assert "1 others cannot be told from it" in report["in_words"] and "pca" not in report["in_words"]
     assert report["not_measured"] == {"no scenes": names}
-    assert report["best_of_emotion"]["e0"]["auc"] == max(v for v in table["e0"].values() if v is not None)
+    for name in names:
+        best = max(v for v in table[name].values() if v is not None)
+        assert report["best_of_emotion"][name]["auc"] == best == table[name][report["best_of_emotion"][name]["method"]]
+    assert len({report["best_of_emotion"][name]["method"] for name in names}) == 2
 
 
 def test_a_choice_with_fewer_emotions_comes_after_those_that_measure_all() -> None:

@@ -107,7 +107,15 @@ def test_stored_texts_come_back_and_capture_gets_each_once(tmp_path: Path) -> No
     path.write_text(json.dumps(stored(texts)))
     assert read_stored(path) == texts
     content = json.loads(path.read_text())
-    assert sorted(example["text"] for example in content["examples"]) == ["Hello.", "Rain."]
+    assert [example["digest"] for example in content["examples"]] == sorted(map(text_digest, ("Hello.", "Rain.")))
+    assert stored(texts) == stored([texts[2], *texts[:2]]) | {"texts": stored(texts)["texts"]}, "in order of digest"
+
+
+def test_of_equal_texts_each_emotion_has_its_highest_score(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    write_lines(path, *(conversation(str(n), "Hello.", joy=score) for n, score in enumerate((3, 9, 5))))
+    (one,) = sets_of({"source": "conversations", "name": "talks", "path": "c.jsonl"}, base=tmp_path)
+    assert [(text.key, text.scores) for text in one.texts()] == [("0", {"joy": 9.0})]
 
 
 def test_the_job_reads_neutral_texts_or_all_sets(tmp_path: Path) -> None:
@@ -145,7 +153,7 @@ def some_texts(count: int = 40) -> list[Text]:
     given = [{"joy": 9.0}, {}, {"joy": 5.0}, {"joy": 0.0}]
     found = []
     for number in range(count):
-        scores = {**given[number % 4], **({"awe": 10.0} if number == 1 else {}), **({"fright": 9.0} if number == 2 else {})}
+        scores = {**given[number % 4], **({"awe": 10.0} if number == 1 else {}), **({"fright": 8.0} if number == 2 else {})}
         found.append(Text(text_digest(f"text {number}"), f"text {number}", "set", f"k{number}", scores))
     return found
 
