@@ -149,8 +149,8 @@ class Rows:
 
 
 def some_texts(count: int = 40) -> list[Text]:
-    """Scores of joy go 9, none, 5, 0, none, …; awe is in one text alone."""
-    given = [{"joy": 9.0}, {}, {"joy": 5.0}, {"joy": 0.0}]
+    """Scores of joy go 8, none, 5, 0, none, …; awe is in one text alone."""
+    given = [{"joy": 8.0}, {}, {"joy": 5.0}, {"joy": 0.0}]
     found = []
     for number in range(count):
         scores = {**given[number % 4], **({"awe": 10.0} if number == 1 else {}), **({"fright": 8.0} if number == 2 else {})}
