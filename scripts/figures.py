@@ -19,9 +19,11 @@ from amygdala.measures import (
     aucs,
     cohens_d,
     cosine,
+    first_component,
     generator,
     halves,
     random_directions,
+    relative_spread,
     shuffled,
     spectrum,
     spread_of,
@@ -181,8 +183,9 @@ def layer_figures(
         figures |= nulls_and_halves(recipe, *sides, (unseen, unseen_negative), reached, salt)
     except NoScenariosError:  # the vector could not have been made then
         figures |= {"shuffled": None, "split_half_cosine": None}
-    of_negatives = spectrum(negative[: len(positive)])["first_component"]
+    of_negatives = first_component(negative[: len(positive)])
     figures["spectrum"] = {**spectrum(positive), "first_component_of_negatives": of_negatives}
+    figures["relative_spread"] = relative_spread(rows)
     train = emotion.texts[: ends[0]], emotion.texts[ends[0] : ends[1]]
     centre = negative.mean(axis=0, dtype=np.float64)
     difference = positive.mean(axis=0, dtype=np.float64) - centre
