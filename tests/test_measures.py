@@ -60,15 +60,11 @@ def test_aucs_against_scikit_learn_with_ties(seed: int, levels: int, dtype: type
     n, m = random.integers(1, 40, size=2)
     positive = ((random.integers(0, levels, size=(n, 7)) + levels // 5) / 7).astype(dtype)
     negative = (random.integers(0, levels, size=(m, 7)) / 7).astype(dtype)
-    found = measures.aucs(positive, negative)
-    label = np.repeat([1, 0], [n, m])
-    for column in range(7):
-        expected = roc_auc_score(label, np.concatenate([positive[:, column], negative[:, column]]))
-        assert found[column] == pytest.approx(expected, abs=1e-12)
-        assert found[column] == pytest.approx(
-            counted_auc(positive[:, column].tolist(), negative[:, column].tolist()), abs=1e-12
-        )
-        assert measures.auc(positive[:, column], negative[:, column]) == found[column]
+    found, label = measures.aucs(positive, negative), np.repeat([1, 0], [n, m])
+    for column, (p, q) in enumerate(zip(positive.T, negative.T, strict=True)):
+        assert found[column] == pytest.approx(roc_auc_score(label, np.concatenate([p, q])), abs=1e-12)
+        assert found[column] == pytest.approx(counted_auc(p.tolist(), q.tolist()), abs=1e-12)
+        assert measures.auc(p, q) == found[column]
 
 
 def test_one_tie_among_many_columns() -> None:
@@ -103,20 +99,16 @@ def test_bootstrap_against_texts_drawn_by_hand() -> None:
     bootstrap = Bootstrap(9, 7, generator("by hand"), replicates=50)
     assert bootstrap.positive is not None and bootstrap.negative is not None
     expected = []
-    for of_positive, of_negative in zip(bootstrap.positive, bootstrap.negative, strict=True):
+    for counts in zip(bootstrap.positive, bootstrap.negative, strict=True):
         drawn = [
-            np.repeat(side, counts.astype(int)).tolist() for side, counts in ((positive, of_positive), (negative, of_negative))
+            np.repeat(side, of_side.astype(int)).tolist() for side, of_side in zip((positive, negative), counts, strict=True)
         ]
         assert [len(side) for side in drawn] == [9, 7], "as many texts as there are"
         expected.append(counted_auc(*drawn))
     assert bootstrap.aucs(positive, negative).tolist() == pytest.approx(expected, abs=1e-6)
     assert len(set(expected)) > 20
-    ordered = sorted(expected)
-    low, high = bootstrap.interval(positive, negative) or []
-    assert (low, high) == (
-        pytest.approx(np.percentile(ordered, 2.5), abs=1e-6),
-        pytest.approx(np.percentile(ordered, 97.5), abs=1e-6),
-    )
+    limits = np.percentile(expected, [2.5, 97.5]).tolist()
+    assert bootstrap.interval(positive, negative) == pytest.approx(limits, abs=1e-6)
 
 
 def test_bootstrap_draws_texts_evenly() -> None:
