@@ -25,6 +25,7 @@ MEAN = 40.0  # length of the mean of all rows; noise has about 8
 STRENGTH = 3.0  # how far positives lie from negatives, in standard deviations of the noise along that direction
 WORDS = ["sea", "road", "lamp", "bread", "stone", "river", "window", "garden", "kettle", "ladder", "paper", "engine"]
 
+PLAIN = Recipe("mean_difference")
 TextOf = Callable[[np.random.Generator, bool], str]
 RowsOf = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
@@ -132,7 +133,7 @@ class World:
     def quality(
         self,
         folder: Path,
-        recipe: Recipe = Recipe("mean_difference"),
+        recipe: Recipe = PLAIN,
         meddle: Callable[[Mapping[str, Mapping[int, Path]]], None] = lambda vectors: None,
         families: Mapping[str, Sequence[str]] | None = None,
     ) -> dict[str, Any]:
