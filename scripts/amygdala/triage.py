@@ -23,7 +23,7 @@ LESS_THAN_OTHERS = 0.8
 ALIKE = 0.01  # median distance of rows from their mean over its length
 UNSTABLE = 0.3
 ONE_TEXT = 0.9  # cosine of the difference of means with that without one text
-FEW_DRAWS = 20  # of shuffled labels: fewer show no twentieth
+FEW_DRAWS, REACHED = 20, 0.05  # of shuffled labels: fewer draws show no twentieth
 CLEAN = "clean"
 
 
@@ -62,10 +62,12 @@ def told_apart(figures: Mapping[str, Any]) -> list[Flag]:
         return [Flag("flipped", f"{numbers}: the vector points away from its emotion")]
     if low <= 0.5:
         return [Flag("chance", f"{numbers} holds 0.5: held-out texts are not told apart")]
-    shuffled = figures.get("shuffled")
-    if shuffled and shuffled["draws"] >= FEW_DRAWS and shuffled["reached"] > 0.05:
-        why = f"{shuffled['reached']:.0%} of {shuffled['draws']} vectors trained on shuffled labels reach as much"
-        return [Flag("chance", f"{numbers}, but {why}")]
+    shuffled = figures["shuffled"]
+    if shuffled and shuffled["draws"] >= FEW_DRAWS and shuffled["reached"] > REACHED:
+        # no fault by itself: where the label is what texts vary by most, vectors of any labels lie along it, either way round
+        share, reached = f"{shuffled['reached']:.0%} of {shuffled['draws']}", f"{held_out['auc']:.2f}"
+        why = f"{share} vectors trained on shuffled labels reach {reached} too"
+        return [Flag("unspecific", why, serious=False)]
     return []
 
 
