@@ -19,9 +19,11 @@ from amygdala.measures import (
     aucs,
     cohens_d,
     cosine,
+    first_component,
     generator,
     halves,
     random_directions,
+    relative_spread,
     shuffled,
     spectrum,
     spread_of,
@@ -40,6 +42,8 @@ RANDOM = 100
 SHUFFLES, SPLITS = 40, 10
 SHUFFLES_FITTED, SPLITS_FITTED = 3, 2
 LINEAR = ("mean_difference", "paired")
+# Texts a side that a spectrum is of: shares of components depend on how many there are, and the time on their cube.
+SPECTRUM = 256
 
 
 @dataclass
@@ -181,8 +185,10 @@ def layer_figures(
         figures |= nulls_and_halves(recipe, *sides, (unseen, unseen_negative), reached, salt)
     except NoScenariosError:  # the vector could not have been made then
         figures |= {"shuffled": None, "split_half_cosine": None}
-    of_negatives = spectrum(negative[: len(positive)])["first_component"]
-    figures["spectrum"] = {**spectrum(positive), "first_component_of_negatives": of_negatives}
+    alike = min(len(positive), SPECTRUM)
+    of_negatives = first_component(negative[:alike])
+    figures["spectrum"] = {**spectrum(positive[:alike]), "first_component_of_negatives": of_negatives, "texts": alike}
+    figures["relative_spread"] = relative_spread(rows)
     train = emotion.texts[: ends[0]], emotion.texts[ends[0] : ends[1]]
     centre = negative.mean(axis=0, dtype=np.float64)
     difference = positive.mean(axis=0, dtype=np.float64) - centre

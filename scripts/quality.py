@@ -13,7 +13,7 @@ from amygdala.across import correlations, family_figures, head_service, nearest,
 from amygdala.exampleset import HELD_OUT, read_examples
 from amygdala.files import read_json, write_json
 from amygdala.job import job
-from amygdala.measures import generator, quantiles
+from amygdala.measures import generator, quantiles, ranked
 from amygdala.segments import RESIDUAL, Reader
 from amygdala.triage import line, triage, verdict
 from amygdala.vectorfile import read_vector
@@ -57,7 +57,7 @@ def cross_figures(
     close = nearest(cosines, names)
     together = None
     if rows is not None and len(rows) > 2:
-        together = correlations(rows @ vectors.T)
+        together = correlations(ranked(rows @ vectors.T))
         np.fill_diagonal(together, np.nan)
     found = {}
     for at, name in enumerate(names):

@@ -13,7 +13,7 @@ import numpy as np
 
 from amygdala.corpus import Finder, words_of
 from amygdala.exampleset import NEGATIVE, POSITIVE, Example
-from amygdala.measures import auc, correlation, explained_by_groups
+from amygdala.measures import auc, correlation, explained_by_groups, ranked
 
 # English; in other languages the share is 0 everywhere and tells nothing.
 FIRST_PERSON = frozenset(["i", "me", "my", "mine", "myself", "we", "us", "our", "ours", "ourselves"])
@@ -60,17 +60,18 @@ class Features:
 
 
 def group_scores(groups: np.ndarray, positive: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """float64 [n]: how often the texts of the same group are positives, counted in the other folds alone, so that a group of
-    one text says nothing of it; a group that is not there counts as the whole does.
+    """float64 [n]: how much more often the texts of the same group are positives than all are, counted in the other folds
+    alone, so that a group of one text says nothing of it (0).
+
+    Less the share of all, since a fold with more positives leaves fewer to the others, and would be told by that.
     """
     scores = np.zeros(len(groups))
     for fold in np.unique(folds):
         held, rest = folds == fold, folds != fold
-        overall = positive[rest].mean() if rest.any() else 0.5
         size = np.bincount(groups[rest], minlength=int(groups.max()) + 1)
         hits = np.bincount(groups[rest], weights=positive[rest], minlength=int(groups.max()) + 1)
-        rates = np.where(size > 0, hits / np.maximum(size, 1), overall)
-        scores[held] = rates[groups[held]]
+        above = hits / np.maximum(size, 1) - (positive[rest].mean() if rest.any() else 0.0)
+        scores[held] = np.where(size > 0, above, 0.0)[groups[held]]
     return scores
 
 
@@ -160,12 +161,13 @@ def within_sides(values: np.ndarray, positive: np.ndarray) -> np.ndarray:
 
 
 def projection_figures(features: Features, scores: np.ndarray) -> dict[str, Any]:
-    """How far projections [n] go with each feature: Pearson's r, over all texts and within the sides; for groups the share of
-    the variance within the sides that lies between groups, less chance (measures.explained_by_groups).
+    """How far the ranks of projections [n] go with each feature: Pearson's r, over all texts and within the sides; for groups
+    the share of the variance within the sides that lies between groups, less chance (measures.explained_by_groups).
 
     scenarios_of_positives: the same share among the positives that have a scenario: how much of the vector is scene.
     """
     found: dict[str, Any] = {}
+    scores = ranked(scores)
     inside = within_sides(scores, features.positive)
     for name, values in features.numeric.items():
         of_rest = within_sides(values, features.positive)

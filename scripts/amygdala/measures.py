@@ -5,14 +5,13 @@ rows themselves. Every draw is seeded by its caller.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 REPLICATES = 1000
 LEVEL = 0.95
+NOISE = 0.1  # standard deviation by chance above which a share of variance says nothing
 
 
 def generator(*salt: Any) -> np.random.Generator:
@@ -24,11 +23,17 @@ def generator(*salt: Any) -> np.random.Generator:
 def aucs(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of each column: the share of pairs that the positive wins, a tie half (Mann and Whitney, 1947).
 
-    positive [n, k], negative [m, k] to float64 [k]; n, m > 0.
+    positive [n, k], negative [m, k], finite, to float64 [k]; n, m > 0.
     """
     n, m = len(positive), len(negative)
-    ranks = rankdata(np.concatenate([positive, negative]), axis=0)
-    return (ranks[:n].sum(axis=0) - n * (n + 1) / 2) / (n * m)
+    values = np.concatenate([positive, negative]).T
+    order = np.argsort(values, axis=1)
+    wins = (order < n) @ np.arange(1.0, n + m + 1) - n * (n + 1) / 2
+    ordered = np.take_along_axis(values, order, axis=1)
+    for column in np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1)):
+        against = np.sort(negative[:, column])
+        wins[column] = sum(np.searchsorted(against, positive[:, column], side).sum() for side in ("left", "right")) / 2
+    return wins / (n * m)
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float | None:
@@ -96,9 +101,6 @@ def random_directions(hidden: int, count: int, random: np.random.Generator) -> n
     return random.standard_normal((hidden, count)).astype(np.float32)
 
 
-Direction = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
 def shuffled(n: int, m: int, random: np.random.Generator, paired: bool) -> tuple[np.ndarray, np.ndarray]:
     """Rows (of n positives, then m negatives) that count as positive and as negative once labels are shuffled; with `paired`
     rows (n = m) a label only changes places with its partner's.
@@ -133,24 +135,62 @@ def cosine(first: np.ndarray, second: np.ndarray) -> float | None:
     return float(first @ second) / lengths if lengths > 0 and np.isfinite(lengths) else None
 
 
+def _gram(rows: np.ndarray) -> np.ndarray | None:
+    """The smaller Gram matrix of rows [n, hidden] after centring, float64: its eigenvalues are n times the variances of the
+    principal components. None where nothing varies.
+    """
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    gram = centred @ centred.T if len(centred) <= centred.shape[1] else centred.T @ centred
+    return gram if len(rows) > 1 and np.trace(gram) > 0 else None
+
+
 def spectrum(rows: np.ndarray) -> dict[str, Any]:
     """How the variance of rows [n, hidden] spreads over principal components, after centring.
 
     first_component: the largest one's share; components_90: how many hold 90 %; participation_ratio: (sum of variances)^2 /
     sum of their squares, the number of components if all were alike (Gao et al., 2017). None where nothing varies.
     """
-    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
-    gram = centred @ centred.T if len(centred) <= centred.shape[1] else centred.T @ centred
-    total = float(np.trace(gram))
-    if len(rows) < 2 or total <= 0:
+    gram = _gram(rows)
+    if gram is None:
         return {"first_component": None, "components_90": None, "participation_ratio": None}
     values = np.clip(np.linalg.eigvalsh(gram)[::-1], 0, None)
     shares = np.cumsum(values) / values.sum()
     return {
         "first_component": float(shares[0]),
         "components_90": int(np.searchsorted(shares, 0.9 - 1e-12) + 1),
-        "participation_ratio": total**2 / float((gram**2).sum()),
+        "participation_ratio": float(np.trace(gram)) ** 2 / float((gram**2).sum()),
     }
+
+
+def first_component(rows: np.ndarray) -> float | None:
+    """The same share of the largest component alone, in less time."""
+    from scipy.linalg import eigvalsh
+
+    gram = _gram(rows)
+    if gram is None:
+        return None
+    last = len(gram) - 1
+    return float(eigvalsh(gram, subset_by_index=(last, last))[0]) / float(np.trace(gram))
+
+
+def relative_spread(rows: np.ndarray) -> float | None:
+    """The median distance of rows [n, hidden] from their mean over the length of that mean; None where it has none."""
+    mean = rows.mean(axis=0, dtype=np.float64)
+    length = float(np.linalg.norm(mean))
+    return float(np.median(np.linalg.norm(rows - mean, axis=1))) / length if length > 0 else None
+
+
+def ranked(values: np.ndarray) -> np.ndarray:
+    """Each column's ranks from 0, equal values the mean of theirs: values [n] or [n, k] to float64.
+
+    Some models give a few texts an activation out of all proportion (Sun et al., 2402.17762), and Pearson's r of the values
+    themselves is then theirs alone.
+    """
+    ranks = np.empty(values.shape)
+    for column, of_column in zip(values.reshape(len(values), -1).T, ranks.reshape(len(values), -1).T, strict=True):
+        ordered = np.sort(column)
+        of_column[:] = (np.searchsorted(ordered, column) + np.searchsorted(ordered, column, "right") - 1) / 2
+    return ranks
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float | None:
@@ -162,12 +202,15 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float | None:
 
 def explained_by_groups(values: np.ndarray, groups: np.ndarray) -> float | None:
     """Share of the variance of values [n] that lies between groups (int [n]), less what as many groups of random texts would
-    have: epsilon squared (Kelley, 1935), not below 0. None where it is undefined (one group, or nothing varies).
+    have: epsilon squared (Kelley, 1935), not below 0. None where it is undefined (one group, or nothing varies), or where that
+    chance alone would spread it by more than NOISE: 2 (k - 1) / ((n - k) (n + 1)) is its variance for k random groups.
     """
     names, place = np.unique(groups, return_inverse=True)
     n, k = len(values), len(names)
+    if k < 2 or n <= k or 2 * (k - 1) / ((n - k) * (n + 1)) > NOISE**2:
+        return None
     total = float(((values - values.mean()) ** 2).sum())
-    if k < 2 or n <= k or total <= 1e-12:
+    if total <= 1e-12:
         return None
     sizes = np.bincount(place)
     means = np.bincount(place, weights=values) / sizes
