@@ -191,10 +191,10 @@ if "snakemake" in globals():
             for emotion, figures in scored["emotions"].items():
                 at = figures["layers"][str(figures["best_layer"])]
                 if at["auc"] is not None:
-                    low, high = at["interval"]
+                    within = "" if at["interval"] is None else " ({:.2f} to {:.2f})".format(*at["interval"])
                     few = ", too few to tell" if figures["few"] else ""
                     counts = f"{figures['positive']} positives, {figures['negative']} negatives"
-                    say(f"  {emotion}: AUC {at['auc']:.2f} ({low:.2f} to {high:.2f}), {counts}{few}")
+                    say(f"  {emotion}: AUC {at['auc']:.2f}{within}, {counts}{few}")
         report = {"release": params.release, "sets": sets}
         write_json(snakemake.output.figures, report)
         draw(report, Path(snakemake.output.picture))

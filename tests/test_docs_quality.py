@@ -74,4 +74,6 @@ def test_thresholds_of_the_page_are_those_of_the_code() -> None:
     assert told("one-neuron") == [triage.ONE_NEURON]
     assert told("one text") == [triage.ONE_TEXT]
     assert told("unstable") == [triage.UNSTABLE]
-    assert told("fragmented") == [100 * triage.FRAGMENTED]
+    assert told("fragmented") == [100 * triage.FRAGMENTED, 100 * triage.LESS_THAN_OTHERS]
+    assert told("rows alike") == [100 * triage.ALIKE]
+    assert told("unspecific") == [100 * triage.REACHED]

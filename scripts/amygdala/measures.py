@@ -63,8 +63,8 @@ class Bootstrap:
         return total / (len(positive) * len(negative))
 
     def interval(self, positive: np.ndarray, negative: np.ndarray) -> list[float] | None:
-        """[low, high] of the AUC at LEVEL; None where a side is empty."""
-        if self.positive is None or self.negative is None:
+        """[low, high] of the AUC at LEVEL; None where a side has fewer than two texts, which drawn anew are always the same."""
+        if min(len(positive), len(negative)) < 2:
             return None
         return quantiles(self.aucs(positive, negative))
 

@@ -55,7 +55,7 @@ def told_apart(figures: Mapping[str, Any]) -> list[Flag]:
     if trained is not None and trained < 0.5:
         return [Flag("flipped", f"AUC {trained:.2f} on its own training texts: the vector points away from its emotion")]
     if held_out["interval"] is None:
-        return [Flag("not measured", "no held-out texts on both sides")]
+        return [Flag("not measured", "no two held-out texts on both sides")]
     low, high = held_out["interval"]
     numbers = f"held-out AUC {held_out['auc']:.2f}, interval {low:.2f} to {high:.2f}"
     if high < 0.5:
