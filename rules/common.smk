@@ -214,10 +214,8 @@ def get_comparison_files(name):
     """Input function: what was measured of each emotion."""
 
     def get_files(wildcards):
-        stored, _ = build.compared_all(name)
-        return unless_stored(
-            [stored], [build.compared(name, emotion) for emotion in build.emotions]
-        )
+        measured = [build.compared(name, emotion) for emotion in build.emotions]
+        return unless_stored(build.compared_all(name), measured)
 
     return get_files
 

@@ -33,7 +33,7 @@ for name in ["compare", "sweep"] if build.layers else ["sweep"]:
         input:
             get_comparison_files(name),
         output:
-            build.compared_all(name)[0],
+            build.compared_all(name),
         log:
             f"logs/{name}.log",
         conda:
@@ -50,16 +50,18 @@ for name in ["compare", "sweep"] if build.layers else ["sweep"]:
         name:
             name
         input:
-            ancient(build.compared_all(name)[0]),
+            [ancient(path) for path in build.compared_all(name)],
         output:
-            f"{build.results}/.current/{name}.{build.compared_all(name)[1]}",
-            update(f"{build.results}/{name}.json"),
+            f"{build.results}/.current/{name}.{build.compared_key(name)}",
+            update(
+                [f"{build.results}/{name}{Path(path).suffix}" for path in build.compared_all(name)]
+            ),
         log:
             f"logs/publish/{name}.log",
         conda:
             "../envs/light.yaml"
         params:
-            release=build.compared_all(name)[1],
+            release=build.compared_key(name),
             prefix=f"{name}.",
         message:
             f"Publish {build.results}/{name}.json"

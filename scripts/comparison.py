@@ -141,6 +141,39 @@ def swept(results: Mapping[str, Sequence[Mapping[str, Any]]], chosen_for: Mappin
     }
 
 
+def draw(report: Mapping[str, Any], output: Path) -> None:
+    """AUC over layers as SVG: each emotion, the mean with its interval, and the chosen layers; the same bytes each time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from amygdala.files import whole
+
+    layers = [int(layer) for layer in report["macro_auc"]]
+    with matplotlib.rc_context({"svg.hashsalt": "amygdala", "font.size": 8, "text.parse_math": False}):
+        figure, axis = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+        for values in report["emotions"].values():
+            known = {int(layer): value for layer, value in values.items() if value is not None}
+            axis.plot(list(known), list(known.values()), color="#8894a0", linewidth=0.6, alpha=0.6)
+        if layers:
+            told = list(report["macro_auc"].values())
+            low, high = zip(*(line["interval"] for line in told), strict=True)
+            axis.fill_between(layers, low, high, color="#c2410c", alpha=0.15, linewidth=0)
+            axis.plot(layers, [line["mean_auc"] for line in told], color="#c2410c", label="mean, and its interval")
+            axis.legend(loc="lower right")
+        for entry in report["choice"]:
+            axis.axvline(entry["layer"], color="#1f2937", linewidth=0.8, linestyle=":")
+            axis.text(entry["layer"], 1.0, f" {entry['layer']}", va="top")
+        axis.axhline(0.5, color="#1f2937", linewidth=0.5)
+        axis.set_ylim(None, 1.0)
+        axis.set_xlabel("layer (dotted: chosen)")
+        axis.set_ylabel("held-out AUC, a line an emotion")
+        with whole(output) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        plt.close(figure)
+
+
 if "snakemake" in globals():
     with job(snakemake, aloud=True) as say:
         files = [read_json(Path(path)) for path in snakemake.input]
@@ -153,4 +186,5 @@ if "snakemake" in globals():
             report = swept(of_emotions, snakemake.params.chosen_for, snakemake.params.most)
             for entry in report["choice"]:
                 say(f"layer {entry['layer']}: {entry['why']}")
+            draw(report, Path(snakemake.output[1]))
         write_json(snakemake.output[0], report)

@@ -244,3 +244,19 @@ def test_sweep_tells_the_auc_of_each_emotion_and_layer() -> None:
     assert report["choice"][1]["emotions"] == ["awe"]
     assert report["emotions"]["awe"] == {"0": 0.5, "1": 0.8, "2": 0.95} and set(report["emotions"]["calm"].values()) == {None}
     assert report["macro_auc"]["1"]["mean_auc"] == pytest.approx(0.85) and report["macro_auc"]["1"]["emotions"] == 2
+
+
+def test_the_picture_is_the_same_each_time(tmp_path: Path) -> None:
+    lines = {
+        "joy": [
+            {"pooling": "mean", "layer": n, "method": "lda", "denoise": None, "auc": 0.5 + n / 10, "interval": [0.4, 1]}
+            for n in range(4)
+        ]
+    }
+    report = comparison.swept(lines, {}, 2)
+    for name in ("a.svg", "b.svg"):
+        comparison.draw(report, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "<!-- layer (dotted: chosen) -->" in (tmp_path / "a.svg").read_text()
+    unmeasured = {"joy": [{"pooling": "mean", "layer": 1, "method": "lda", "denoise": None, "reason": "nothing held out"}]}
+    comparison.draw(comparison.swept(unmeasured, {}, 2), tmp_path / "none.svg")

@@ -106,6 +106,7 @@ def test_auto_wants_a_sweep_and_then_builds_what_it_chose(project: Project) -> N
     assert done.forwarded == forwarded and "loading layers 0 to 3" in done.text, "layers 0 and 3 were not there"
     sweep = result(project, "sweep.json")
     assert set(sweep["macro_auc"]) == {"0", "1", "2", "3"} and set(sweep["emotions"]) == set(EMOTIONS)
+    assert "<svg" in (project.folder / "results/sweep.svg").read_text()
     best = max(sweep["macro_auc"], key=lambda layer: sweep["macro_auc"][layer]["mean_auc"])
     assert sweep["choice"][0]["layer"] == int(best) and int(best) in sweep["layers"]
     assert project.build().forwarded == 0

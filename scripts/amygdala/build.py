@@ -259,12 +259,16 @@ class Build:
         learning = version("scikit-learn")
         return f"{self.store}/compare/{emotion}.{key('compare', *basis, learning, code('compare'))}.json"
 
-    def compared_all(self, name: str) -> tuple[str, str]:
-        """(stored file of the whole comparison, its key)"""
-        files = [self.compared(name, emotion) for emotion in self.emotions]
-        merged = [Path(path).name for path in files], self.swept(), self.config["sweep_layers"]
-        found = key(name, *merged, code("comparison"))
-        return f"{self.store}/compare/{name}.{found}.json", found
+    def compared_key(self, name: str) -> str:
+        """The key of the whole comparison."""
+        files = [Path(self.compared(name, emotion)).name for emotion in self.emotions]
+        drawn = [self.swept(), self.config["sweep_layers"], version("matplotlib")] if name == "sweep" else []
+        return key(name, files, *drawn, code("comparison"))
+
+    def compared_all(self, name: str) -> list[str]:
+        """The stored files of the whole comparison: its figures, and of a sweep a picture."""
+        stem = f"{self.store}/compare/{name}.{self.compared_key(name)}"
+        return [f"{stem}.json", *([f"{stem}.svg"] if name == "sweep" else [])]
 
     def ablated(self) -> tuple[list[str], int]:
         """(emotions, readout layer) of `ablation`."""
