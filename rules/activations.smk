@@ -11,7 +11,7 @@ rule capture:
     threads: 32
     params:
         model=vars(build.model),
-        settings=build.capture_settings(),
+        settings=get_capture_settings,
         layers=get_capture_layers,
         shard=get_capture_shard,
         shards=get_capture_shards,

@@ -287,6 +287,10 @@ def get_capture_examples(wildcards):
     return unless_stored(build.captured(wildcards.key), get_capture(wildcards).texts)
 
 
+def get_capture_settings(wildcards):
+    return {**build.capture_settings(), "check_last": get_capture(wildcards).check_last}
+
+
 def get_capture_layers(wildcards):
     return list(get_capture(wildcards).layers)
 

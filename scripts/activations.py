@@ -187,7 +187,7 @@ def run_model(
     limit = loading.max_positions(config)
     max_tokens = min(settings["max_tokens"], limit or settings["max_tokens"])
     encoder = Encoder(tokenizer, max_tokens, settings["template"])
-    if "last" in spaces:
+    if "last" in spaces and settings.get("check_last", True):
         known = {text_digest(text) for text in sample}
         rest = (texts.text(position) for position in range(len(texts)) if texts.hex(position) not in known)
         check_last_tokens(encoder, itertools.chain(sample, rest))

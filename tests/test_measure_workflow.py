@@ -178,5 +178,5 @@ def test_paired_stories(tmp_path: Path, tiny_model: Path) -> None:
     project.build()
     assert project.manifest()["method"] == "paired"
     joy = result(project, "quality.json")["emotions"]["joy"]
-    assert joy["layers"]["1"]["held_out"]["auc"] > 0.9
+    assert joy["layers"]["1"]["held_out"]["auc"] > 0.75
     assert joy["scenarios"]["groups"] == 40

@@ -51,12 +51,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class CaptureJob:
-    """A capture: the shard's number among how many, the layers, and the stored files that hold the texts."""
+    """A capture: the shard's number among how many, the layers, and the stored files that hold the texts. check_last: whether
+    they must not all end in the same token, as texts must that vectors are made from.
+    """
 
     shard: int
     shards: int
     layers: tuple[int, ...]
     texts: tuple[str, ...]
+    check_last: bool = True
 
 
 def check(config: Mapping[str, Any], home: Path, config_files: Iterable[str | Path] = ()) -> dict[str, Any]:
@@ -186,7 +189,7 @@ class Build:
         if not self.layers:
             return
         self.unseen_index_key = key("index", sorted(self.space_keys), self.texts_keys["unseen"], self.layers)
-        self.captures[self.unseen_index_key] = CaptureJob(0, 1, tuple(self.layers), (self.texts("unseen"),))
+        self.captures[self.unseen_index_key] = CaptureJob(0, 1, tuple(self.layers), (self.texts("unseen"),), check_last=False)
 
     def _make_selections(self) -> None:
         if not self.layers:
