@@ -237,7 +237,8 @@ def capture_shard(
 
     indices: {pooling: path of its index}, each in the space of its pooling. settings: source, revision, dtype, template,
     device, device_map, max_tokens, batch_tokens, batch_size, threads. check_last: False where texts may all
-    end in the same token (default True). sample: texts of the other shards, for that check of `last`. The model is loaded only if a row is missing, once, and only up to the last layer that is missing.
+    end in the same token (default True). sample: texts of the other shards, for that check of `last`. The model is loaded only
+    if a row is missing, once, and only up to the last layer that is missing.
     """
     spaces = {pooling: space_of(index) for pooling, index in indices.items()}
 
