@@ -46,7 +46,20 @@ HEAVY = {"torch", "transformers", "sklearn", "matplotlib", "scipy", "huggingface
 
 @pytest.mark.parametrize(
     "script",
-    ["snapshot", "examples", "vectors", "heads", "readout", "publish", "activations", "changes", "selection", "refresh"],
+    [
+        "snapshot",
+        "examples",
+        "vectors",
+        "heads",
+        "figures",
+        "quality",
+        "readout",
+        "publish",
+        "activations",
+        "changes",
+        "selection",
+        "refresh",
+    ],
 )
 def test_jobs_that_run_no_model_import_no_torch(script: str) -> None:
     """`activations` too: it loads torch only once a row is missing."""
