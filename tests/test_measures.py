@@ -256,8 +256,8 @@ def test_spectrum_of_rows_that_do_not_vary(rows: np.ndarray) -> None:
 
 
 def test_relative_spread_in_closed_form() -> None:
-    rows = np.array([[13, 0], [7, 0], [10, 1], [10, -1]], dtype=np.float32)
-    assert measures.relative_spread(rows) == pytest.approx(0.2), "distances 3, 3, 1, 1 from (10, 0)"
+    rows = np.array([[13, 0], [7, 0], [10, 1], [10, -1], [10, 0]], dtype=np.float32)
+    assert measures.relative_spread(rows) == pytest.approx(0.1), "distances 3, 3, 1, 1, 0 from (10, 0)"
     assert measures.relative_spread(np.array([[1.0, 0], [-1, 0]])) is None
 
 
