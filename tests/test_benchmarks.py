@@ -21,6 +21,7 @@ sys.path.append(str(FOLDER))
 import goemotions  # noqa: E402
 import jobs  # noqa: E402
 
+STAGES = ["vectors", "heads", "figures", "quality"]
 PROGRAMS = sorted(path.name for path in FOLDER.glob("*.py") if path.stem not in ("jobs", "contender"))
 
 
@@ -31,7 +32,9 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_these_are_the_benchmarks() -> None:
-    assert PROGRAMS == ["goemotions.py", "gpu.py", "growth.py", "large_graph.py", "limit.py", "peers.py"]
+    assert PROGRAMS == [
+        *("goemotions.py", "gpu.py", "growth.py", "large_graph.py", "limit.py", "peers.py", "quality.py"),
+    ]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -46,6 +49,14 @@ def test_the_gpu_benchmark_on_a_cpu() -> None:
     assert all(float(row[1]) > 0 for row in rows)
     # 4 blocks of 4 * 64 * 64 for attention, 3 * 64 * 128 for the MLP and two norms of 64
     assert "0.00 billion weights in 4 blocks" in printed
+
+
+def test_the_quality_benchmark_on_a_small_store() -> None:
+    printed = run(FOLDER / "quality.py", "--emotions", "3", "--layers", "2", "--texts", "300", "--examples", "60")
+    rows = [line.split() for line in printed.splitlines() if line.split()[:1] and line.split()[0] in STAGES]
+    assert [row[0] for row in rows] == STAGES
+    assert all(float(value) > 0 for row in rows for value in row[1:])
+    assert "3 emotions" in printed
 
 
 def test_pairs_are_positives_and_as_many_texts_without_the_label() -> None:

@@ -174,8 +174,15 @@ def test_a_line_says_how_far_a_head_lies_beyond_its_null() -> None:
             assert line[name] == pytest.approx(figures[name][line["head"]])
             assert line[f"{name}_z"] == pytest.approx((line[name] - mean) / spread)
     assert layer["heads"][0]["contribution_z"] > 4
-    shares = [row[:3].sum() / row.sum() for row in nulls["raw_norm"]]
+
+
+def test_concentration_under_shuffled_labels_against_loops() -> None:
+    positive, negative = rows_of_heads(14, 2, (12, 15))
+    layer = heads.layer_heads(positive, negative, {"n_heads": 14, "head_dim": 2}, None, ("joy", 4))
+    norms = heads.head_nulls(positive, negative, 14, None, generator("heads", "joy", 4))["raw_norm"]
+    shares = [sum(sorted(row.tolist())[-10:]) / sum(row.tolist()) for row in norms]
     assert layer["head_concentration_null"] == pytest.approx(np.mean(shares)) and layer["shuffles"] == heads.SHUFFLES
+    assert 10 / 14 < layer["head_concentration_null"] < 1
 
 
 def test_nulls_of_a_layer_depend_on_emotion_and_layer_alone() -> None:
@@ -245,6 +252,10 @@ def test_head_files(tmp_path: Path) -> None:
     delta = values["positive"].astype(float).mean(axis=0) - values["negative"].astype(float).mean(axis=0)
     assert o_proj is not None
     contributions = loop_contribution(delta, o_proj, vector, 2)
+    writes = heads.head_writes(o_proj, vector, 2)
+    sides = [rows[np.argsort(digests("train", side, len(rows)))] for side, rows in values.items()]
+    again = heads.layer_heads(sides[0], sides[1], reader.layout(1), writes, ("joy", 1))
+    assert made == json.loads(json.dumps({"layer": 1, **again}))
     for line in made["heads"]:
         assert line["raw_norm"] == pytest.approx(raw_norms[line["head"]])
         assert line["selectivity"] == pytest.approx(selectivities[line["head"]])

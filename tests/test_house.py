@@ -47,8 +47,8 @@ HEAVY = {"torch", "transformers", "sklearn", "matplotlib", "scipy", "huggingface
 @pytest.mark.parametrize(
     "script",
     [
-        *("snapshot", "examples", "vectors", "readout", "publish", "activations", "changes", "selection", "refresh"),
-        *("texts", "weights"),
+        *("snapshot", "examples", "vectors", "heads", "figures", "quality", "readout", "publish", "activations", "changes"),
+        *("selection", "refresh", "texts", "weights", "compare", "comparison", "unseen"),
     ],
 )
 def test_jobs_that_run_no_model_import_no_torch(script: str) -> None:

@@ -123,12 +123,12 @@ def test_bootstrap_draws_texts_evenly() -> None:
 def test_intervals_cover_the_true_auc(n: int, m: int, distance: float) -> None:
     """Two normals a distance apart have AUC Phi(distance / sqrt 2). Percentile intervals cover somewhat less than they say."""
     true = 0.5 * (1 + math.erf(distance / 2))
-    random, covered, trials = np.random.default_rng(5), 0, 300
+    random, covered, trials = np.random.default_rng(5), 0, 150
     for trial in range(trials):
-        bootstrap = Bootstrap(n, m, generator("coverage", trial), replicates=300)
+        bootstrap = Bootstrap(n, m, generator("coverage", trial), replicates=200)
         low, high = bootstrap.interval(random.standard_normal(n) + distance, random.standard_normal(m)) or []
         covered += low <= true <= high
-    assert 0.89 < covered / trials < 0.985
+    assert 0.88 < covered / trials < 0.99
 
 
 # effect size, quantiles, null
@@ -142,8 +142,9 @@ def test_cohens_d_in_closed_form() -> None:
 
 
 def test_cohens_d_of_one_text_a_side_or_no_variance() -> None:
-    assert measures.cohens_d(np.array([1.0]), np.array([0.0])) is None
-    assert measures.cohens_d(np.ones(3), np.zeros(3)) is None
+    with np.errstate(all="raise"):  # it is not worked out as 0 / 0 either
+        assert measures.cohens_d(np.array([1.0]), np.array([0.0])) is None
+        assert measures.cohens_d(np.ones(3), np.zeros(3)) is None
     assert measures.cohens_d(np.array([1.0]), np.array([0.0, 2.0])) == 0.0
 
 
@@ -255,8 +256,8 @@ def test_spectrum_of_rows_that_do_not_vary(rows: np.ndarray) -> None:
 
 
 def test_relative_spread_in_closed_form() -> None:
-    rows = np.array([[13, 0], [7, 0], [10, 1], [10, -1]], dtype=np.float32)
-    assert measures.relative_spread(rows) == pytest.approx(0.2), "distances 3, 3, 1, 1 from (10, 0)"
+    rows = np.array([[13, 0], [7, 0], [10, 1], [10, -1], [10, 0]], dtype=np.float32)
+    assert measures.relative_spread(rows) == pytest.approx(0.1), "distances 3, 3, 1, 1, 0 from (10, 0)"
     assert measures.relative_spread(np.array([[1.0, 0], [-1, 0]])) is None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from amygdala.exampleset import POSITIVE
 from amygdala.vectorfile import read_vector, write_vector
 from planted import World, directed, flags, plain_text
 
@@ -26,6 +27,7 @@ FAULTS = {
     "flipped": {"flipped"},
     "outlier": {"one text"},
     "sourced": {"confounded (source)"},
+    "diverse": {"follows source"},
     "diary": {"confounded (first person)"},
     "few": {"too few examples"},
     "unseen": {"not measured", "too few examples"},
@@ -86,7 +88,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     world.add("shuffled", directed(0.0))
     world.add("flipped")
     world.add("outlier", with_outlier)
+    world.add("diverse", following_sources)
     world.add("sourced", following_sources)
+    positives = [text for text in world.examples["sourced"] if text.polarity == POSITIVE]
+    for text in positives[:-30]:  # of one source, but for some
+        text.groups[:] = ["file/diary"]
     world.add("diary", text_of=diary)
     world.add("few", train=(15, 60))
     world.add("unseen", held_out=(0, 25))
@@ -98,8 +104,8 @@ def test_a_planted_fault_is_found_by_its_name(made: dict[str, Any], emotion: str
     for layer, found in flags(made, emotion).items():
         assert found >= FAULTS[emotion], f"layer {layer}"
         own = made["emotions"][emotion]["layers"][layer]
-        assert own["verdict"] in found and all(f"{name}: " in own["triage"] for name in FAULTS[emotion])
-    assert made["emotions"][emotion]["verdict"] != "clean"
+        assert own["verdict"] in {*found, "clean"} and all(f"{name}: " in own["triage"] for name in FAULTS[emotion])
+    assert (made["emotions"][emotion]["verdict"] == "clean") == (emotion == "diverse"), "which is no fault"
 
 
 @pytest.mark.parametrize("emotion", SOUND)

@@ -10,7 +10,7 @@ from amygdala.errors import shown
 
 FEW_TRAIN, FEW_HELD_OUT = 20, 10  # texts a side: with fewer, intervals are too wide to say anything
 LABEL_WORD, LABEL_WORD_OTHERS = 0.6, 0.1  # a word of so many positives and so few negatives is a label, or a template
-TELLS_LABEL = 0.8  # AUC of something else than the rows
+TELLS_LABEL, LEANS = 0.8, 0.65  # AUC of something else than the rows: by itself, and where the projection follows it
 FOLLOWS = 0.5  # |r| of the projection with it where the label is known
 FOLLOWS_GROUPS = 0.3  # share of the projection's variance, where the label is known
 ONE_SCENE = 0.9
@@ -84,25 +84,29 @@ def label_left(texts: Mapping[str, Any]) -> list[Flag]:
 
 
 def confounded(texts: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Flag]:
-    """Something else than the emotion tells the sides apart, or the projection follows it."""
+    """Something else than the emotion tells the sides apart. What the projection follows, but the sides share, is no
+    confounder: rows of any text go with its length to some degree.
+    """
     found = []
     projection = figures["projection"]
     for name, value in texts["label_auc"].items():
         if name == "scenario":
             continue  # one_scene
-        told = value is not None and max(value, 1 - value) >= TELLS_LABEL
         if name == "source":
-            told = value is not None and value >= TELLS_LABEL  # of folds that were not counted: below 0.5 is chance
-            follows, number = projection[name]["explained"], "share of its variance"
-            does = follows is not None and follows >= FOLLOWS_GROUPS
+            tells = 0.5 if value is None else value  # of folds that were not counted: below 0.5 is chance
+            follows, number, least = projection[name]["explained"], "share of its variance", FOLLOWS_GROUPS
         else:
-            follows, number = projection[name]["r_within"], "r"
-            does = follows is not None and abs(follows) >= FOLLOWS
-        reasons = [f"it tells the label with AUC {value:.2f}"] if told else []
-        reasons += [f"the projection follows it within the sides ({number} {follows:.2f})"] if does else []
-        if reasons:
+            tells = 0.5 if value is None else max(value, 1 - value)
+            follows, number, least = projection[name]["r_within"], "r", FOLLOWS
+        does = follows is not None and abs(follows) >= least
+        words = name.replace("_", " ")
+        goes = [f"the projection follows it within the sides ({number} {follows:.2f})"] if does else []
+        if tells >= TELLS_LABEL or (does and tells >= LEANS):
             shown_texts = [text for text in texts["longest"].values() if text] if name == "length" else []
-            found.append(Flag(f"confounded ({name.replace('_', ' ')})", " and ".join(reasons), texts=shown_texts))
+            why = " and ".join([f"it tells the label with AUC {value:.2f}", *goes])
+            found.append(Flag(f"confounded ({words})", why, texts=shown_texts))
+        elif does:
+            found.append(Flag(f"follows {words}", f"{goes[0]}, though it does not tell the label", serious=False))
     return found
 
 
