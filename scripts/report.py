@@ -35,7 +35,8 @@ def make_report(
     """
     if quality.get("schema_version") != KNOWN_SCHEMA:
         raise UserError(
-            f"quality.json has schema_version {quality.get('schema_version')}, the report reads {KNOWN_SCHEMA}: run snakemake again"
+            f"quality.json has schema_version {quality.get('schema_version')}, the report reads {KNOWN_SCHEMA}: run snakemake "
+            "again"
         )
     names = readout.concepts
     if set(quality["emotions"]) != set(names) or list(quality["layers"]) != readout.layers:

@@ -111,7 +111,9 @@ def token_rows(capture: "Capture", tokens: Tokens, layers: Sequence[int]) -> dic
     weights[0, np.arange(len(content)), content] = 1
     capture.poolings = names
     capture.select((name, layer) for name in names for layer in layers)
-    one = Batch(np.zeros(1, np.int64), tokens.ids[None].astype(np.int64), weights, np.array([len(tokens)]), np.array([tokens.cut]))
+    one = Batch(
+        np.zeros(1, np.int64), tokens.ids[None].astype(np.int64), weights, np.array([len(tokens)]), np.array([tokens.cut])
+    )
     captured = capture(one).start_copy()
     captured.ready()
     return {layer: np.concatenate([captured.residual[name, layer].numpy() for name in names]) for layer in layers}
@@ -131,7 +133,8 @@ def projected(
             scores[:, at] = values.astype(np.float64) @ vectors[at].astype(np.float64).T
         if not np.isfinite(scores).all():
             raise UserError(
-                f"the activations of text {digest} are not finite numbers; fp16 overflows in some models: set dtype to bf16 or fp32"
+                f"the activations of text {digest} are not finite numbers; fp16 overflows in some models: set dtype to bf16 or "
+                "fp32"
             )
         yield digest, scores
 

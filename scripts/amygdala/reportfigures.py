@@ -98,6 +98,8 @@ def _restyled(element: ElementTree.Element, prefix: str, themed: bool) -> None:
     """Ids of its own for each figure, fonts that any reader has, and the page's colours where `themed`. Attributes alone are
     looked at: names stand in the text.
     """
+    if element.tag == f"{{{SVG}}}image":
+        element.attrib.pop("id", None)  # made of the pixels: the same for two scales of one kind, and nothing refers to it
     for name, value in list(element.attrib.items()):
         if name == "id":
             value = f"{prefix}-{value}"
@@ -170,7 +172,7 @@ def _bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def _dark(colour: Sequence[float]) -> bool:
+def _dark(colour: Any) -> bool:
     return bool(0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 0.5)
 
 
@@ -199,8 +201,8 @@ def _cells(
     return shown
 
 
-def _bar(figure: Figure, shown: Any, axes: Any, label: str, **options: Any) -> None:
-    bar = figure.colorbar(shown, ax=axes, label=label, pad=0.02, **options)
+def _bar(figure: Figure, shown: Any, axes: Any, label: str) -> None:
+    bar = figure.colorbar(shown, ax=axes, label=label, pad=0.02, shrink=min(0.9, 3 / figure.get_figheight()))
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
     bar.ax.yaxis.label.set_color(MUTED)
@@ -235,6 +237,12 @@ def _mean(table: np.ndarray) -> np.ndarray:
         return np.where(known.any(axis=0), np.nansum(table, axis=0) / np.maximum(known.sum(axis=0), 1), np.nan)
 
 
+def _over_emotions(table: np.ndarray, percentile: float) -> np.ndarray:
+    """A percentile of each column over what is known; nan where nothing is."""
+    columns = [column[np.isfinite(column)] for column in table.T]
+    return np.array([np.percentile(column, percentile) if len(column) else np.nan for column in columns])
+
+
 def draw_layers(quality: Mapping[str, Any], names: Sequence[str]) -> Drawn:
     title = "Held-out AUC by layer"
     layers = quality["layers"]
@@ -252,10 +260,15 @@ def draw_layers(quality: Mapping[str, Any], names: Sequence[str]) -> Drawn:
         axes.errorbar(layers, middle, yerr=np.abs(ends.T - middle), color=ACCENT, capsize=4, linewidth=2)
         axes.set_xlim(layers[0] - 1, layers[0] + 1)
     axes.fill_between(layers, *null, color=NULL, alpha=0.28, linewidth=0, label="shuffled labels, 95 %")
-    for row in found["auc"]:
-        axes.plot(layers, row, color=NULL, linewidth=0.8, alpha=0.75, marker="." if lone else "", markersize=3)
-    axes.plot([], [], color=NULL, linewidth=0.8, label=f"each of {len(names)} emotions")
-    axes.fill_between(layers, ends[:, 0], ends[:, 1], color=ACCENT, alpha=0.18, linewidth=0, label="its 95 % interval")
+    if len(names) > MOST_PANELS:
+        tenth, last = (_over_emotions(found["auc"], share) for share in (10, 90))
+        told = f"80 % of {len(names)} emotions"
+        axes.fill_between(layers, tenth, last, facecolor="none", edgecolor=MUTED, linewidth=0.8, linestyle=":", label=told)
+    else:
+        for row in found["auc"]:
+            axes.plot(layers, row, color=NULL, linewidth=0.8, alpha=0.75, marker="." if lone else "", markersize=3)
+        axes.plot([], [], color=NULL, linewidth=0.8, label=f"each of {len(names)} emotions")
+    axes.fill_between(layers, ends[:, 0], ends[:, 1], color=ACCENT, alpha=0.18, linewidth=0, label="95 % interval of the mean")
     axes.plot(layers, middle, color=ACCENT, linewidth=2.2, marker=lone, markersize=5, label="mean over emotions")
     best = quality["best_layer"]
     if best is not None:
@@ -264,10 +277,12 @@ def draw_layers(quality: Mapping[str, Any], names: Sequence[str]) -> Drawn:
         side = "right" if best == layers[-1] and len(layers) > 1 else "center"
         axes.annotate(told, (best, 1.0), xycoords=("data", "axes fraction"), ha=side, va="bottom", color=ACCENT, weight="bold")
     ends_at = found["auc"][:, -1]
-    if np.isfinite(ends_at).any():
+    if np.isfinite(ends_at).any() and len(names) <= MOST_PANELS:
         for at in {int(np.nanargmax(ends_at)), int(np.nanargmin(ends_at))}:
             where = (layers[-1], ends_at[at])
-            axes.annotate(short(names[at]), where, textcoords="offset points", xytext=(6, 0), va="center", color=MUTED, fontsize=7.5)
+            axes.annotate(
+                short(names[at]), where, textcoords="offset points", xytext=(6, 0), va="center", color=MUTED, fontsize=7.5
+            )
     low = min(float(np.nanmin(table)) for table in (found["auc"], np.append(null[0], 0.45)) if np.isfinite(table).any())
     axes.set_ylim(max(0, low - 0.02), 1.01)
     axes.grid(axis="y", linewidth=0.6)
@@ -278,8 +293,8 @@ def draw_layers(quality: Mapping[str, Any], names: Sequence[str]) -> Drawn:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=1.6, columnspacing=1.4)
     note = (
-        "How well each vector tells its own held-out texts from others: 0.5 (dashed) is chance, 1 is perfect. The band around the mean "
-        "is a bootstrap over emotions; the grey one what vectors trained on shuffled labels reach "
+        "How well each vector tells its own held-out texts from others: 0.5 (dashed) is chance, 1 is perfect. The band around "
+        "the mean is a bootstrap over emotions; the grey one what vectors trained on shuffled labels reach "
         "(the mean of the emotions' 95 % intervals)."
     )
     return finish(figure, "layers", title, note)
@@ -295,15 +310,23 @@ def draw_emotions(quality: Mapping[str, Any], names: Sequence[str]) -> Drawn:
         figure, axes = plt.subplots(figsize=(min(11, 2.6 + 0.3 * len(layers)), height + 0.8), layout="constrained")
         shown = _cells(axes, found["auc"][best], (0, 1), "BrBG", False)
         axes.set_yticks(range(len(names)), [short(names[at]) for at in best], fontsize=font)
-        at = _some(layers, 24)
-        axes.set_xticks(at, [str(layers[i]) for i in at])
+        ticks = _some(layers, 24)
+        axes.set_xticks(ticks, [str(layers[i]) for i in ticks])
         axes.set_xlabel("decoder layer")
-        _bar(figure, shown, axes, "held-out AUC", shrink=0.3)
-        return finish(figure, "emotions", title, "Held-out AUC of every emotion (highest mean first) at every layer; 0.5 is chance.")
+        _bar(figure, shown, axes, "held-out AUC")
+        return finish(
+            figure, "emotions", title, "Held-out AUC of every emotion (highest mean first) at every layer; 0.5 is chance."
+        )
     columns = min(6, len(names))
     rows = -(-len(names) // columns)
     figure, grid = plt.subplots(
-        rows, columns, figsize=(max(3.2, 1.75 * columns), 0.7 + 1.25 * rows), layout="constrained", sharex=True, sharey=True, squeeze=False
+        rows,
+        columns,
+        figsize=(max(3.2, 1.75 * columns), 0.7 + 1.25 * rows),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
     low = np.nanmin([np.nan_to_num(np.nanmin([*found["low"].ravel(), 0.4]), nan=0.4), 0.4])
     for at, axes in enumerate(grid.ravel()):
@@ -325,8 +348,8 @@ def draw_emotions(quality: Mapping[str, Any], names: Sequence[str]) -> Drawn:
     figure.supxlabel("decoder layer", fontsize=8, color=MUTED)
     figure.supylabel("held-out AUC", fontsize=8, color=MUTED)
     note = (
-        "Line and blue band: held-out AUC with its 95 % bootstrap interval over texts; grey band: shuffled labels. The number is the AUC at "
-        "the emotion's best layer."
+        "Line and blue band: held-out AUC with its 95 % bootstrap interval over texts; grey band: shuffled labels. The number "
+        "is the AUC at the emotion's best layer."
     )
     return finish(figure, "emotions", title, note)
 
@@ -342,7 +365,7 @@ def draw_cosines(cosines: np.ndarray, names: Sequence[str], clusters: Clusters, 
     axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=font)
     axes.set_yticks(range(len(names)), labels, fontsize=font)
     axes.set_aspect("equal")
-    _bar(figure, shown, axes, "cosine", shrink=min(0.6, 4 / side))
+    _bar(figure, shown, axes, "cosine")
     note = "Ordered so that like directions stand together. Red: alike; blue: opposed; white: unrelated."
     return finish(figure, "cosines", title, note)
 
@@ -378,7 +401,13 @@ def draw_families(quality: Mapping[str, Any]) -> Drawn:
     columns = min(4, len(families))
     rows = -(-len(families) // columns)
     figure, grid = plt.subplots(
-        rows, columns, figsize=(max(3.2, 2.1 * columns), 0.7 + 1.5 * rows), layout="constrained", sharex=True, sharey=True, squeeze=False
+        rows,
+        columns,
+        figsize=(max(3.2, 2.1 * columns), 0.7 + 1.5 * rows),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
     for at, axes in enumerate(grid.ravel()):
         if at >= len(families):
@@ -401,16 +430,16 @@ def draw_families(quality: Mapping[str, Any]) -> Drawn:
     figure.supxlabel("decoder layer", fontsize=8, color=MUTED)
     figure.supylabel("cohesion", fontsize=8, color=MUTED)
     note = (
-        "Cohesion: mean cosine within the family less that to all others. Grey band: as many emotions drawn at random (mean ± 2 sd); above "
-        "it, the family is one in the model, too."
+        "Cohesion: mean cosine within the family less that to all others. Grey band: as many emotions drawn at random "
+        "(mean ± 2 sd); above it, the family is one in the model, too."
     )
     return finish(figure, "families", title, note)
 
 
 @dataclass(frozen=True)
 class HeadMap:
-    """float64 [layers, heads] each, nan where a layer has no such head. share: of the sum over heads of |contribution| (of raw_norm
-    where the model's weights are not known: `by`); z: |contribution_z| likewise.
+    """float64 [layers, heads] each, nan where a layer has no such head. share: of the sum over heads of |contribution| (of
+    raw_norm where the model's weights are not known: `by`); z: |contribution_z| likewise.
     """
 
     share: np.ndarray
@@ -461,7 +490,7 @@ def draw_heads(maps: Mapping[str, HeadMap], layers: Sequence[int]) -> Drawn:
         return nothing("heads", title, "No layer here has attention heads.")
     whole = mean_map(list(maps.values()))
     width = whole.share.shape[1]
-    wide = min(9.0, max(2.6, 0.3 * width))
+    wide = min(5.6, max(2.6, 0.3 * width))
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(2 * wide + 2.4, min(12, max(2.4, 0.34 * len(layers) + 1.0))), layout="constrained"
     )
@@ -484,8 +513,8 @@ def draw_heads(maps: Mapping[str, HeadMap], layers: Sequence[int]) -> Drawn:
         else "raw norm: how much a head's output differs for the emotion"
     )
     note = (
-        f"Left: {told}, as a share of its layer. Right: how many standard deviations that lies beyond shuffled labels. Means over "
-        f"{len(maps)} emotions. Grey: no such head."
+        f"Left: {told}, as a share of its layer. Right: how many standard deviations that lies beyond shuffled labels. "
+        f"Means over {len(maps)} emotions. Grey: no such head."
     )
     return finish(figure, "heads", title, note)
 
@@ -519,8 +548,13 @@ def draw_head_maps(maps: Mapping[str, HeadMap], layers: Sequence[int], chosen: S
         axes.tick_params(labelsize=7)
     figure.supxlabel("head", fontsize=8, color=MUTED)
     figure.supylabel("decoder layer", fontsize=8, color=MUTED)
-    _bar(figure, shown, list(grid.ravel()), "% of the layer", shrink=0.7)
-    return finish(figure, "head_maps", title, "The same share, one emotion each: what stands out here and not in the mean is the emotion's own.")
+    _bar(figure, shown, list(grid.ravel()), "% of the layer")
+    return finish(
+        figure,
+        "head_maps",
+        title,
+        "The same share, one emotion each: what stands out here and not in the mean is the emotion's own.",
+    )
 
 
 def draw_confounds(quality: Mapping[str, Any], names: Sequence[str], layer_of: Mapping[str, int]) -> Drawn:
@@ -538,17 +572,18 @@ def draw_confounds(quality: Mapping[str, Any], names: Sequence[str], layer_of: M
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.0, height + 1.1), layout="constrained", sharey=True)
     numbers = len(names) <= 60
     shown = _cells(left, told, (0, 1), "PuOr_r", numbers, font=min(7, font))
-    _bar(figure, shown, left, "AUC", shrink=min(0.8, 3 / height))
+    _bar(figure, shown, left, "AUC")
     left.set_title("AUC of the feature alone")
     shown = _cells(right, follows, (-1, 1), "PuOr_r", numbers, font=min(7, font), sign=True)
-    _bar(figure, shown, right, "r, or share of variance", shrink=min(0.8, 3 / height))
+    _bar(figure, shown, right, "r, or share of variance")
     right.set_title("projection follows it")
     left.set_yticks(range(len(names)), [short(name) for name in names], fontsize=font)
     for axes in (left, right):
         axes.set_xticks(range(len(features)), [name.replace("_", " ") for name in features], rotation=25, ha="right")
     note = (
-        "Left: 0.5 says nothing, 0 or 1 gives the label away. Right: within positives and within negatives, so that the emotion itself does "
-        "not count: Pearson's r with length, first person and own word; share of variance between sources and scenarios."
+        "Left: 0.5 says nothing, 0 or 1 gives the label away. Right: within positives and within negatives, so that the "
+        "emotion itself does not count: Pearson's r with length, first person and own word; share of variance between sources and "
+        "scenarios."
     )
     return finish(figure, "confounds", title, note)
 

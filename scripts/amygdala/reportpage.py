@@ -12,8 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from amygdala.confounds import CATEGORICAL, NUMERIC
-from amygdala.reportfiles import PARTS, TEMPLATES
 from amygdala.reportfigures import Drawn
+from amygdala.reportfiles import PARTS, TEMPLATES
 from amygdala.reporttext import NONE, number, percent, span, visible
 from amygdala.triage import CLEAN
 
@@ -48,7 +48,9 @@ def budget(lengths: Sequence[int], total: int = PAGE_TOKENS) -> int:
 
 def token_lines(tokens: Sequence[Sequence[Any]], most: int) -> list[dict[str, str]]:
     """{"text", "level", "told"} of the first `most` tokens; neighbours of no colour stay apart, so that each can be asked."""
-    return [{"text": visible(text, kept="\n\t"), "level": level(z), "told": number(z, 1, sign=True)} for text, z in tokens[:most]]
+    return [
+        {"text": visible(text, kept="\n\t"), "level": level(z), "told": number(z, 1, sign=True)} for text, z in tokens[:most]
+    ]
 
 
 def texts_of(tokens: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -105,7 +107,9 @@ def null_cell(figures: Mapping[str, Any], name: str) -> dict[str, Any]:
     found = figures.get(name)
     if not found:
         return cell(None, NONE)
-    return cell(found["mean"], number(found["mean"]), f"{round(found['reached'] * found['draws'])} of {found['draws']} reach it")
+    return cell(
+        found["mean"], number(found["mean"]), f"{round(found['reached'] * found['draws'])} of {found['draws']} reach it"
+    )
 
 
 def row_of(quality: Mapping[str, Any], name: str, at: int) -> dict[str, Any]:
@@ -185,8 +189,12 @@ def confound_rows(quality: Mapping[str, Any], names: Sequence[str]) -> list[dict
             value, found = emotion["label_auc"].get(feature), projection.get(feature) or {}
             follows = found.get("r_within", found.get("explained"))
             symbol = "share" if feature in CATEGORICAL else "r"
-            cells.append(cell(value, number(value), "" if follows is None else f"{symbol} {number(follows, sign=symbol == 'r')}"))
-        words = ", ".join(f"{visible(w['word'])} ({percent(w['positive'])} / {percent(w['negative'])})" for w in emotion["words"][:3])
+            cells.append(
+                cell(value, number(value), "" if follows is None else f"{symbol} {number(follows, sign=symbol == 'r')}")
+            )
+        words = ", ".join(
+            f"{visible(w['word'])} ({percent(w['positive'])} / {percent(w['negative'])})" for w in emotion["words"][:3]
+        )
         chars = emotion["median_chars"]
         lengths = f"{number(chars['positive'], 0)} / {number(chars['negative'], 0)}"
         rows.append({"name": visible(name), "cells": cells, "words": words or NONE, "lengths": lengths})

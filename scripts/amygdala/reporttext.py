@@ -12,8 +12,8 @@ TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u206
 
 
 def visible(text: str, kept: str = "") -> str:
-    """`text` with control characters, lone surrogates, what XML has no place for, and what turns the direction of writing told as
-    ⟨U+001B⟩; `kept`: control characters to leave.
+    """`text` with control characters, lone surrogates, what XML has no place for, and what turns the direction of writing told
+    as ⟨U+001B⟩; `kept`: control characters to leave.
 
     >>> visible("a\\x1b[31m")
     'a⟨U+001B⟩[31m'

@@ -34,7 +34,9 @@ const found = document.getElementById("found");
 find.addEventListener("input", () => {
   const wanted = find.value.trim().toLowerCase();
   const rows = [...document.getElementById("table").tBodies[0].rows];
-  rows.forEach((row) => { row.hidden = !row.textContent.toLowerCase().includes(wanted); });
+  // the name, the verdict and the line in words: numbers have words beside them, too
+  const words = (row) => [row.cells[0], row.cells[1], row.cells[row.cells.length - 1]].map((cell) => cell.textContent).join("\n");
+  rows.forEach((row) => { row.hidden = !words(row).toLowerCase().includes(wanted); });
   found.textContent = wanted ? `${rows.filter((row) => !row.hidden).length} of ${rows.length}` : "";
 });
 
