@@ -582,8 +582,8 @@ def draw_confounds(quality: Mapping[str, Any], names: Sequence[str], layer_of: M
         axes.set_xticks(range(len(features)), [name.replace("_", " ") for name in features], rotation=25, ha="right")
     note = (
         "Left: 0.5 says nothing, 0 or 1 gives the label away. Right: within positives and within negatives, so that the "
-        "emotion itself does not count: Pearson's r with length, first person and own word; share of variance between sources and "
-        "scenarios."
+        "emotion itself does not count: Pearson's r with length, first person and own word; share of variance between "
+        "sources and scenarios."
     )
     return finish(figure, "confounds", title, note)
 
