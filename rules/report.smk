@@ -14,7 +14,6 @@ rule score_tokens:
     params:
         model=vars(build.model),
         settings=build.capture_settings(),
-        store=build.store,
         pooling=build.poolings[0],
         texts=build.config["report_texts"],
         files=get_report_texts(),

@@ -245,7 +245,7 @@ def choose_all(
 if "snakemake" in globals():
     with job(snakemake) as say:
         params, given = snakemake.params, snakemake.input
-        check_model(params.model, params.settings["source"], Path(params.store))
+        check_model(params.model, params.settings["source"], Path(snakemake.output[0]).parent.parent)
         some, directions = choose_all(params.files, read_json(given.quality[0]), Reader(given.indices), params.texts)
         options = {**params.settings, "threads": snakemake.threads}
         write_json(snakemake.output[0], score(some, directions, params.pooling, options, say), indent=None)
