@@ -88,13 +88,13 @@ def pieces(encoder: Encoder, text: str, tokens: Tokens) -> list[str]:
     tokenizer = encoder.tokenizer
     if not tokenizer.is_fast:
         return [tokenizer.decode([int(token)]) for token in tokens.ids]
-    chat, start, end = encoder.place(text) if encoder.place else (text, 0, len(text))
+    chat, start, _ = encoder.place(text) if encoder.place else (text, 0, len(text))
     encoded = tokenizer(chat, add_special_tokens=encoder.place is None, return_offsets_mapping=True, verbose=False)
     if list(encoded["input_ids"][: len(tokens)]) != tokens.ids.tolist():
         raise AssertionError("the same text gave other tokens")
     found, position = [], start
     for _, after in encoded["offset_mapping"][: len(tokens)]:
-        upto = min(max(after, position), end)
+        upto = max(after, position)  # the last token is one of the text, so that nothing behind it is reached
         found.append(chat[position:upto])
         position = upto
     return found
