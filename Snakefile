@@ -13,6 +13,9 @@ if Path("config.yaml").exists():
     configfile: "config.yaml"
 
 
+report: "report/workflow.rst"
+
+
 include: "rules/common.smk"
 include: "rules/refresh.smk"
 

@@ -9,6 +9,8 @@ from amygdala.build import Build, check
 from amygdala.errors import UserError
 from amygdala.keys import key
 from amygdala.plan import warnings_of
+from amygdala.reportfiles import LABELS as REPORT_LABELS
+from amygdala.reportfiles import PAGE
 
 
 def tell(line):
@@ -234,6 +236,26 @@ def get_results(target):
     return files
 
 
+def in_report(path, caption, category, label):
+    """An output under results/ that `snakemake --report` shows. (A caption is looked up from the file of its rule.)"""
+    caption = f"../report/{caption}.rst"
+    shown = report(update(path), caption=caption, category=category, labels={"figure": label})
+    return shown
+
+
+def get_shown_results(target):
+    """get_results as outputs."""
+    picture = f"{build.results}/overview.svg"
+    return [
+        (
+            in_report(path, "overview", "Overview", "AUC and cosines")
+            if path == picture
+            else update(path)
+        )
+        for path in get_results(target)
+    ]
+
+
 def get_stored(target):
     """The stored files behind get_results, in the same order."""
     files = build.release(build.selections[target])
@@ -401,3 +423,61 @@ def get_counts(wildcards):
 
 def get_release_layers(wildcards):
     return get_release(wildcards).layers
+
+
+# The report
+
+
+def get_report_texts():
+    """{emotion: its examples, and its vectors by layer}"""
+    return {
+        emotion: {
+            "examples": build.examples(emotion),
+            "vectors": dict(zip(build.layers, build.vectors(emotion))),
+        }
+        for emotion in build.emotions
+    }
+
+
+def get_report_heads():
+    """{emotion: {layer: its head figures}}"""
+    return {emotion: dict(zip(build.layers, build.heads(emotion))) for emotion in build.emotions}
+
+
+def get_token_files(wildcards):
+    files = [[build.examples(e), *build.vectors(e)] for e in build.emotions]
+    return unless_stored([build.token_scores], [path for paths in files for path in paths])
+
+
+def get_token_quality(wildcards):
+    return unless_stored([build.token_scores], [build.quality])
+
+
+def get_token_indices(wildcards):
+    return unless_stored([build.token_scores], build.indices)
+
+
+def get_token_model(wildcards):
+    return unless_stored([build.token_scores], get_model_ready())
+
+
+def get_report_release(wildcards):
+    return unless_stored(build.report, build.release(build.selections["readout"]))
+
+
+def get_report_quality(wildcards):
+    return unless_stored(build.report, [build.quality])
+
+
+def get_report_tokens(wildcards):
+    return unless_stored(build.report, [build.token_scores])
+
+
+def get_report_head_files(wildcards):
+    return unless_stored(build.report, [path for e in build.emotions for path in build.heads(e)])
+
+
+def get_shown_report():
+    """The published report as outputs."""
+    names = [(path, Path(path).stem) for path in build.published_report]
+    return [in_report(path, name, "Report", REPORT_LABELS[name]) for path, name in names]

@@ -47,7 +47,7 @@ for chosen in build.selections.values():
             [ancient(path) for path in get_stored(chosen.target)],
         output:
             build.marker(chosen),
-            update(get_results(chosen.target)),
+            get_shown_results(chosen.target),
         log:
             f"logs/publish/{chosen.target}.log",
         conda:

@@ -56,11 +56,6 @@ def test_jobs_that_run_no_model_import_no_torch(script: str) -> None:
     assert not HEAVY & imported_by(f"import {script}")
 
 
-@pytest.mark.parametrize("script", ["heads", "figures", "quality", "compare", "comparison", "unseen"])
-def test_measuring_jobs_import_scipy_at_most(script: str) -> None:
-    assert not (HEAVY - {"scipy"}) & imported_by(f"import {script}")
-
-
 def test_reading_the_snakefile_imports_nothing_heavy() -> None:
     assert not HEAVY & imported_by("from amygdala.build import Build; from amygdala.plan import warnings_of")
 

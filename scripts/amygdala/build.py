@@ -14,11 +14,12 @@ from typing import Any
 
 from amygdala import config as configuration
 from amygdala.errors import listed
-from amygdala.files import recall, remember
+from amygdala.files import recall, remember, sha256_file
 from amygdala.keys import code, key, version
 from amygdala.methods import METHODS
 from amygdala.modelinfo import Model, describe
 from amygdala.plan import Plan, Rules, make_plan
+from amygdala.reportfiles import FIGURES, PAGE, PARTS, TEMPLATES
 from amygdala.snapshots import Snapshot
 from amygdala.sources import find
 from amygdala.sweeping import NotSweptError, swept_layers
@@ -108,6 +109,7 @@ class Build:
         self.unseen = unseen_sets(config["unseen"], base)
         self._make_keys()
         self._make_selections()
+        self._make_report_keys()
 
     def _layers(self) -> list[int]:
         if self.config["target_layers"] != "auto":
@@ -209,6 +211,35 @@ class Build:
         self.selections = {chosen.target: chosen for chosen in every}
         self.overview_key = key("overview", every[0].key)
         self.releases = {chosen.key: chosen for chosen in every}
+
+    # The report
+
+    def _make_report_keys(self) -> None:
+        if not self.layers:
+            return
+        self.token_key = key("tokens", self.quality_key, self.space_key, self.config["report_texts"], code("token_scores"))
+        look = {name: sha256_file(TEMPLATES / name) for name in PARTS}
+        drawing = [version("matplotlib"), version("scipy"), version("jinja2"), code("report"), look]
+        self.report_key = key("report", self.selections["readout"].key, self.token_key, self.head_keys, drawing)
+
+    @property
+    def token_scores(self) -> str:
+        """The example texts of the report with a number for each token."""
+        return f"{self.store}/tokens/{self.token_key}.json"
+
+    @property
+    def report(self) -> list[str]:
+        """The stored report: the page, then its figures."""
+        return [f"{self.store}/reports/{self.report_key}/{name}" for name in (PAGE, *(f"{name}.svg" for name in FIGURES))]
+
+    @property
+    def published_report(self) -> list[str]:
+        """The stable paths of the same."""
+        return [f"{self.results}/{PAGE}", *(f"{self.results}/report/{name}.svg" for name in FIGURES)]
+
+    @property
+    def report_marker(self) -> str:
+        return f"{self.results}/.current/report.{self.report_key}"
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says beside concepts and layers: where the numbers come from. No paths, no times, no secrets."""
