@@ -42,8 +42,9 @@ def compare_emotion(
         unseen = Sides.of(emotion, examples, HELD_OUT, reader)
         bootstrap = Bootstrap(len(unseen.positive), len(unseen.negative), generator("bootstrap", emotion))
         for layer in layers:
-            sides = [train.positive, train.negative, unseen.positive, unseen.negative]
-            positive, negative, *held_out = (reader.rows(layer, RESIDUAL, part) if part else None for part in sides)
+            positive, negative = (reader.rows(layer, RESIDUAL, part) for part in (train.positive, train.negative))
+            measured = bool(unseen.positive and unseen.negative)
+            held_out = [reader.rows(layer, RESIDUAL, part) for part in (unseen.positive, unseen.negative)] if measured else []
             for recipe in recipes:
                 line: dict[str, Any] = {"pooling": pooling, "layer": layer, "method": recipe.method, "denoise": recipe.denoise}
                 denoiser = denoisers[pooling, recipe.denoise] if recipe.denoise is not None else None
@@ -53,7 +54,7 @@ def compare_emotion(
                 except (NoScenariosError, UserError) as error:
                     found.append({**line, "reason": str(error)})
                     continue
-                if held_out[0] is None or held_out[1] is None:
+                if not measured:
                     found.append({**line, "reason": "no held-out texts on both sides"})
                     continue
                 scores = [side.astype("float64") @ vector for side in held_out]
@@ -67,8 +68,9 @@ if "snakemake" in globals():
         params, asked = snakemake.params, snakemake.params.comparison
         readers = {pooling: Reader(params.indices[pooling]) for pooling in asked["poolings"]}
         recipes = [Recipe(method, share) for share in asked["denoise"] for method in asked["methods"]]
+        neutral = [text.digest for text in read_examples(params.neutral)] if params.neutral else []
         denoisers = {
-            (pooling, share): Denoiser.of(reader, Recipe("", share), params.neutral)
+            (pooling, share): Denoiser(reader, neutral, share)
             for pooling, reader in readers.items()
             for share in asked["denoise"]
             if share is not None

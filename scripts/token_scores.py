@@ -145,14 +145,14 @@ def open_capture(settings: Mapping[str, Any], layers: Sequence[int], say: Say) -
 
     loading.set_threads(settings["threads"])
     where = (settings["source"], settings["revision"])
-    tokenizer = loading.load_tokenizer(*where)
-    max_tokens = min(settings["max_tokens"], loading.max_positions(*where) or settings["max_tokens"])
+    tokenizer, config = loading.load_tokenizer(*where), loading.read_config(*where)
+    max_tokens = min(settings["max_tokens"], loading.max_positions(config) or settings["max_tokens"])
     device = loading.pick_device(settings["device"])
     if settings["device_map"] and settings["device"] in ("cpu", "mps"):
         spread = f"device_map: {settings['device_map']} spreads a model over GPUs"
         raise UserError(f"{spread}; with device: {settings['device']} set it to null")
     say(f"loading layers 0 to {max(layers)} in {settings['dtype']} for the tokens of the report's texts")
-    capture = residual.Capture(*where, layers, settings["dtype"], [], device, settings["device_map"], tokenizer)
+    capture = residual.Capture(*where, layers, settings["dtype"], [], device, settings["device_map"], tokenizer, config)
     return capture, Encoder(tokenizer, max_tokens, settings["template"])
 
 
