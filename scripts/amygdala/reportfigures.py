@@ -120,13 +120,13 @@ def finish(figure: Figure, name: str, title: str, note: str) -> Drawn:
     raw = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(raw, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(raw, format="svg")
     plt.close(figure)
     made = []
     for themed in (False, True):
         root = ElementTree.fromstring(raw.getvalue())
         for metadata in root.findall(f"{{{SVG}}}metadata"):
-            root.remove(metadata)
+            root.remove(metadata)  # the date is in it
         _restyled(root, name, themed)
         told = ElementTree.Element(f"{{{SVG}}}title")
         told.text = title
