@@ -10,7 +10,7 @@ rule extract_weights:
     threads: 32
     params:
         model=vars(build.model),
-        settings=build.capture_settings(),
+        settings=build.weights_settings(),
         layers=build.layers,
     message:
         "Output projections and neurons of layers {params.layers}"

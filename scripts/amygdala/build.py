@@ -450,6 +450,11 @@ class Build:
         given = {name: self.config[name] for name in names}
         return {"source": source, "revision": revision, "dtype": self.dtype, "template": self.template, **given}
 
+    def weights_settings(self) -> dict[str, Any]:
+        """As a capture's, on the CPU: a look at the weights is worth no GPU, unless the model is spread over several."""
+        settings = self.capture_settings()
+        return settings if settings["device_map"] else {**settings, "device": "cpu"}
+
     def change_settings(self) -> dict[str, Any]:
         """The current build as the report of changes compares it with the last release."""
         return {
