@@ -171,6 +171,7 @@ class Build:
         together = {emotion: facts["together"] for emotion, facts in plan.emotions.items()}
         everything = [self.figure_keys, self.head_keys, self.layers, together, config["families"]]
         self.quality_key = key("quality", everything, learning, version("scipy"), code("quality"))
+        self._compared: dict[tuple[str, str], str] = {}
         self._make_captures()
 
     def _make_captures(self) -> None:
@@ -289,9 +290,11 @@ class Build:
 
     def compared(self, name: str, emotion: str) -> str:
         """What is measured of one emotion."""
-        basis = [self.example_keys[emotion], self.space_keys, self.comparison(name), self.texts_keys["neutral"]]
-        learning = version("scikit-learn")
-        return f"{self.store}/compare/{emotion}.{key('compare', *basis, learning, code('compare'))}.json"
+        if (name, emotion) not in self._compared:
+            basis = [self.example_keys[emotion], self.space_keys, self.comparison(name), self.texts_keys["neutral"]]
+            found = key("compare", *basis, version("scikit-learn"), code("compare"))
+            self._compared[name, emotion] = f"{self.store}/compare/{emotion}.{found}.json"
+        return self._compared[name, emotion]
 
     def compared_key(self, name: str) -> str:
         """The key of the whole comparison."""

@@ -22,7 +22,10 @@ What each key covers
              scikit-learn and scipy
   compare    examples; spaces; layers, poolings, methods and denoise that are compared; neutral texts; code; major.minor of
              scikit-learn; of all emotions for the merged file
-  unseen     release; unseen texts; min_positive_score; code
+  ablation   examples and vectors of its emotions; layers; heads, fill and random of `ablation`; weights; code
+  unseen     release; unseen texts; min_positive_score; code; major.minor of matplotlib
+  tokens     quality; space; report_texts; code                                     (of the report's example texts)
+  report     release, tokens, heads; templates' bytes; code; major.minor of matplotlib, scipy and jinja2
   release    vectors; layers; what the manifest says beside; code; for the whole readout also quality and the picture's code
   overview   release
 
