@@ -48,6 +48,10 @@ if build is not None:
         localrules:
             changes,
 
+    else:
+
+        include: "rules/unswept.smk"
+
 
 localrules:
     all,

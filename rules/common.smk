@@ -41,6 +41,10 @@ wildcard_constraints:
     shard="[0-9]+",
 
 
+def get_unswept(wildcards):
+    raise WorkflowError(build.unswept)
+
+
 def get_final_output():
     return get_published("readout") if build is not None and build.layers else get_nothing
 
@@ -183,11 +187,15 @@ def get_ablation_files():
 
 
 def get_no_unseen(wildcards):
-    raise WorkflowError("unseen: the configuration names no texts from elsewhere")
+    raise WorkflowError(build.no_unseen)
 
 
 def get_unseen_texts(wildcards):
     return unless_stored(build.unseen_report, [build.texts("unseen")])
+
+
+def get_unseen_examples(wildcards):
+    return unless_stored(build.unseen_report, [build.examples(name) for name in build.emotions])
 
 
 def get_unseen_index(wildcards):

@@ -43,7 +43,7 @@ rule measure_quality:
         layers=build.layers,
         files=get_quality_files(),
         together=get_together(),
-        families=build.config["families"],
+        families=build.families(),
     message:
         "Quality figures"
     script:

@@ -2,6 +2,7 @@
 rule score_unseen:
     input:
         texts=get_unseen_texts,
+        examples=get_unseen_examples,
         index=get_unseen_index,
         release=get_unseen_release,
         quality=get_unseen_quality,
@@ -15,6 +16,7 @@ rule score_unseen:
     params:
         release=build.selections["readout"].key,
         min_positive_score=build.config["min_positive_score"],
+        aliases=build.rules.aliases,
     message:
         "The release on texts from elsewhere"
     script:
@@ -23,7 +25,7 @@ rule score_unseen:
 
 rule unseen:
     input:
-        [ancient(path) for path in build.unseen_report] if build.unseen else get_no_unseen,
+        [ancient(path) for path in build.unseen_report] if not build.no_unseen else get_no_unseen,
     output:
         f"{build.results}/.current/unseen.{build.unseen_key}",
         update([f"{build.results}/unseen.json", f"{build.results}/unseen.svg"]),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from activations import check_model
 from amygdala.batching import Budget, Texts, batches
@@ -17,6 +16,7 @@ from amygdala.errors import UserError, shown
 from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN, digests_of, read_examples
 from amygdala.files import write_json
 from amygdala.job import Say, job
+from amygdala.measures import aucs
 from amygdala.modelweights import head_writes
 from amygdala.segments import HEADS, RESIDUAL, Reader, as_keys
 from amygdala.tokens import Encoder
@@ -93,7 +93,8 @@ def by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
 
 def auc(rows: np.ndarray, positive: np.ndarray, vector: np.ndarray) -> float:
     """Area under the ROC curve of rows [n, hidden] along vector [hidden]; positive bool [n] has both values."""
-    return float(roc_auc_score(positive, rows.astype(np.float64) @ vector.astype(np.float64)))
+    scores = rows.astype(np.float64) @ vector.astype(np.float64)
+    return float(aucs(scores[positive, None], scores[~positive, None])[0])
 
 
 def judged(intact: float, ablated: float, random: Sequence[float], k: int) -> dict[str, Any]:

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amygdala.directions import Denoiser, NoScenariosError, Recipe, Sides, prepared
+from amygdala.directions import Denoiser, NoScenariosError, Recipe, Sides, direction_of, prepared
 from amygdala.errors import UserError
 from amygdala.exampleset import HELD_OUT, TRAIN, Example, read_examples
 from amygdala.files import write_json
 from amygdala.job import job
 from amygdala.measures import Bootstrap, auc, cohens_d, generator
-from amygdala.methods import METHODS
 from amygdala.segments import RESIDUAL, Reader
 from vectors import unit
 
@@ -49,8 +48,9 @@ def compare_emotion(
                 line: dict[str, Any] = {"pooling": pooling, "layer": layer, "method": recipe.method, "denoise": recipe.denoise}
                 denoiser = denoisers[pooling, recipe.denoise] if recipe.denoise is not None else None
                 try:
-                    rows = prepared(recipe, train, layer, positive, negative, denoiser)
-                    vector, _ = unit(METHODS[recipe.method].direction(*rows), f"emotion {emotion}, layer {layer}")
+                    rows = prepared(recipe, train, layer, positive, negative, denoiser, min_examples)
+                    components = None if denoiser is None else denoiser.components(layer)
+                    vector, _ = unit(direction_of(recipe, *rows, components), f"emotion {emotion}, layer {layer}")
                 except (NoScenariosError, UserError) as error:
                     found.append({**line, "reason": str(error)})
                     continue

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from amygdala.files import read_json, write_json
 from amygdala.job import job
-from amygdala.measures import generator, quantiles
+from amygdala.measures import LEVEL, generator, quantiles
 from amygdala.sweeping import choose_layers
 
 if TYPE_CHECKING:
@@ -116,6 +117,13 @@ def compared(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, An
     return {"in_words": in_words(lines), "ranking": lines, "best_of_emotion": best, "not_measured": reasons}
 
 
+def beyond(looks: int) -> float:
+    """By how many standard deviations of one AUC another must lie above it, for a difference that is there at LEVEL among so
+    many looks (Bonferroni; as if the two were independent, though they are of the same texts: rather too far than too near).
+    """
+    return float(np.sqrt(2)) * NormalDist().inv_cdf(1 - (1 - LEVEL) / (2 * max(looks, 1)))
+
+
 def swept(results: Mapping[str, Sequence[Mapping[str, Any]]], chosen_for: Mapping[str, Any], count: int) -> dict[str, Any]:
     """What sweep.json holds: the chosen layers and why, mean AUC by layer with intervals, and the AUC of each emotion."""
     choices, table = table_of(results)
@@ -124,7 +132,8 @@ def swept(results: Mapping[str, Sequence[Mapping[str, Any]]], chosen_for: Mappin
     for column, lines in enumerate(results.values()):
         for line in lines:
             if line.get("interval"):
-                low[layers.index(line["layer"]), column] = line["interval"][0]
+                sd = (line["interval"][1] - line["interval"][0]) / (2 * NormalDist().inv_cdf((1 + LEVEL) / 2))
+                low[layers.index(line["layer"]), column] = line["auc"] - beyond(table.size) * sd
     choice = choose_layers(table.T, low.T, layers, list(results), count)
     macro = {str(line["layer"]): {k: line[k] for k in ("mean_auc", "interval", "emotions")} for line in ranked(choices, table)}
     by_emotion = {

@@ -9,7 +9,7 @@ import numpy as np
 
 from amygdala.batch import by_layer, missing_of, with_layers
 from amygdala.confounds import Features, excerpt, projection_figures, text_figures
-from amygdala.directions import Denoiser, NoScenariosError, Recipe, Sides, prepared
+from amygdala.directions import Denoiser, NoScenariosError, Recipe, Sides, direction_of, prepared
 from amygdala.exampleset import HELD_OUT, TRAIN, Example, count_examples, read_examples
 from amygdala.files import write_json
 from amygdala.job import job
@@ -77,20 +77,24 @@ class Emotion:
 
 
 def resampled(
-    recipe: Recipe, positive: np.ndarray, negative: np.ndarray, groups: list[tuple[np.ndarray, np.ndarray]]
+    recipe: Recipe,
+    positive: np.ndarray,
+    negative: np.ndarray,
+    components: np.ndarray | None,
+    groups: list[tuple[np.ndarray, np.ndarray]],
 ) -> np.ndarray:
     """The method on other labels of the same rows: float [groups, hidden]; rows as `prepared` gives them."""
     rows = np.concatenate([positive, negative])
     if recipe.method in LINEAR:
         return weights(groups, len(rows)) @ rows
-    direction = METHODS[recipe.method].direction
-    return np.stack([direction(rows[of_positive], rows[of_negative]) for of_positive, of_negative in groups])
+    return np.stack([direction_of(recipe, rows[ours], rows[others], components) for ours, others in groups])
 
 
 def nulls_and_halves(
     recipe: Recipe,
     positive: np.ndarray,
     negative: np.ndarray,
+    components: np.ndarray | None,
     held_out: tuple[np.ndarray, np.ndarray],
     reached: float | None,
     salt: Sequence[Any],
@@ -103,13 +107,13 @@ def nulls_and_halves(
     n, m = len(positive), len(negative)
     random = generator("nulls", *salt)
     shuffles = [shuffled(n, m, random, paired) for _ in range(SHUFFLES if linear else SHUFFLES_FITTED)]
-    directions = resampled(recipe, positive, negative, shuffles)
+    directions = resampled(recipe, positive, negative, components, shuffles)
     found: dict[str, Any] = {"shuffled": None, "split_half_cosine": None}
     if reached is not None:
         found["shuffled"] = spread_of(aucs(held_out[0] @ directions.T, held_out[1] @ directions.T), reached)
     if min(n, m) >= 2:
         pairs = [halves(n, m, random, paired) for _ in range(SPLITS if linear else SPLITS_FITTED)]
-        parts = resampled(recipe, positive, negative, [half for pair in pairs for half in pair])
+        parts = resampled(recipe, positive, negative, components, [half for pair in pairs for half in pair])
         cosines = [cosine(parts[i].astype(np.float64), parts[i + 1].astype(np.float64)) for i in range(0, len(parts), 2)]
         known = [value for value in cosines if value is not None]
         found["split_half_cosine"] = float(np.mean(known)) if known else None
@@ -181,11 +185,12 @@ def layer_figures(
     }
     try:
         sides = prepared(recipe, emotion.train, layer, positive, negative, denoiser)
+        components = None if denoiser is None else denoiser.components(layer)
         salt = (emotion.name, layer)
-        figures |= nulls_and_halves(recipe, *sides, (unseen, unseen_negative), reached, salt)
+        figures |= nulls_and_halves(recipe, *sides, components, (unseen, unseen_negative), reached, salt)
     except NoScenariosError:  # the vector could not have been made then
         figures |= {"shuffled": None, "split_half_cosine": None}
-    alike = min(len(positive), SPECTRUM)
+    alike = min(len(positive), len(negative), SPECTRUM)
     of_negatives = first_component(negative[:alike])
     figures["spectrum"] = {**spectrum(positive[:alike]), "first_component_of_negatives": of_negatives, "texts": alike}
     figures["relative_spread"] = relative_spread(rows)
@@ -236,7 +241,9 @@ def make_figures(
         )
         of_texts = Path(files["outputs"][0])
         if of_texts in missing:
-            counts = {"counts": count_examples(examples), "without_row": len(examples) - len(emotion.texts)}
+            used = {TRAIN: emotion.train.used, HELD_OUT: emotion.held_out.used}
+            without_row = len(examples) - len(emotion.texts)
+            counts = {"counts": count_examples(examples), "used": used, "without_row": without_row}
             write_json(of_texts, {**counts, **text_figures(emotion.features, emotion.texts)}, indent=None)
     for number, layer in enumerate(weights_files, 1):
         outputs = {name: Path(batch[name]["outputs"][number]) for name in emotions}

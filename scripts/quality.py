@@ -137,7 +137,8 @@ def make_quality(
         by_layer = report[name]["layers"]
         best = best_of({layer: figures["held_out"]["auc"] for layer, figures in by_layer.items()})
         chosen = by_layer[str(layers[-1] if best is None else best)]
-        report[name] |= {"best_layer": best, "verdict": chosen["verdict"], "triage": chosen["triage"]}
+        flags = triage(name, report[name], chosen, chosen, shares, looks=len(layers))
+        report[name] |= {"best_layer": best, "verdict": verdict(flags), "triage": line(flags, chosen)}
     quality = rounded(
         {
             "schema_version": SCHEMA_VERSION,
@@ -150,7 +151,7 @@ def make_quality(
             "emotions": report,
         }
     )
-    write_json(output, quality)
+    write_json(output, quality, indent=None)
     return quality
 
 

@@ -1,6 +1,7 @@
 """A release on texts from elsewhere: held-out sets that have nothing to do with the graph, scored with the released vectors."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from amygdala.confounds import excerpt
 from amygdala.contract import Readout, load_readout
+from amygdala.exampleset import TRAIN, read_examples
 from amygdala.files import read_json, write_json
 from amygdala.job import job
 from amygdala.measures import Bootstrap, auc, cohens_d, generator
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 BINS = 20
 SHOWN = 3
+MOST = 2000  # texts a side that an interval is drawn from, the first by digest: time and memory go with their product
 FEW = 10  # positives or negatives; with fewer the interval says little
 
 
@@ -66,7 +69,8 @@ def score_emotion(
     layers = {}
     for layer, scores in projections.items():
         sides = scores[positive], scores[negative]
-        layers[str(layer)] = {"auc": auc(*sides), "interval": bootstrap.interval(*sides), "cohens_d": cohens_d(*sides)}
+        drawn = [side[:MOST] for side in sides]
+        layers[str(layer)] = {"auc": auc(*sides), "interval": bootstrap.interval(*drawn), "cohens_d": cohens_d(*sides)}
     counts = {"positive": int(positive.sum()), "negative": int(negative.sum())}
     scores = projections[best_layer]
     return {
@@ -77,6 +81,18 @@ def score_emotion(
         "histogram": histogram(scores, positive, negative),
         **extremes(texts, scores, emotion),
     }
+
+
+def with_aliases(texts: Sequence[Text], aliases: Mapping[str, str]) -> list[Text]:
+    """The texts with scores by the names that emotions have in the build; of an alias and its emotion the higher score."""
+    found = []
+    for text in texts:
+        scores: dict[str, float] = {}
+        for emotion, score in text.scores.items():
+            name = aliases.get(emotion, emotion)
+            scores[name] = max(score, scores.get(name, 0.0))
+        found.append(dataclasses.replace(text, scores=scores))
+    return found
 
 
 def sides_of(emotion: str, texts: Sequence[Text], min_positive_score: float) -> tuple[np.ndarray, np.ndarray]:
@@ -93,16 +109,20 @@ def score_set(
     readout: Readout,
     best_layers: Mapping[str, int],
     min_positive_score: float,
+    trained: Collection[str] = (),
 ) -> dict[str, Any]:
     """All emotions of a release on one set. best_layers: of each emotion, on the graph's own held-out texts.
 
-    Emotions that the set labels and the release lacks are named; texts without a row (too short for the pooling) are counted.
+    trained: digests of the texts that vectors were made from; they are counted, and left out. Emotions that the set labels
+    and the release lacks are named; texts without a row (too short for the pooling) are counted.
     """
-    used = [text for text in texts if reader.pooled(text.digest)]
+    fresh = [text for text in texts if text.digest not in trained]
+    used = [text for text in fresh if reader.pooled(text.digest)]
     labels = {emotion for text in texts for emotion, score in text.scores.items() if score >= min_positive_score}
     result: dict[str, Any] = {
         "texts": len(texts),
-        "without_row": len(texts) - len(used),
+        "trained_on": len(texts) - len(fresh),
+        "without_row": len(fresh) - len(used),
         "not_in_release": sorted(labels - set(readout.concepts)),
         "emotions": {},
     }
@@ -114,7 +134,8 @@ def score_set(
     }
     for number, emotion in enumerate(readout.concepts):
         positive, negative = sides_of(emotion, used, min_positive_score)
-        bootstrap = Bootstrap(int(positive.sum()), int(negative.sum()), generator("unseen", name, emotion))
+        n, m = (min(int(side.sum()), MOST) for side in (positive, negative))
+        bootstrap = Bootstrap(n, m, generator("unseen", name, emotion))
         projections = {layer: values[:, number] for layer, values in by_layer.items()}
         result["emotions"][emotion] = score_emotion(
             name, emotion, used, projections, best_layers[emotion], min_positive_score, bootstrap
@@ -176,14 +197,19 @@ if "snakemake" in globals():
         readout = load_readout(snakemake.input.release[0], snakemake.input.release[1])
         quality = read_json(snakemake.input.quality[0])
         reader = Reader(snakemake.input.index)
+        trained = {
+            example.digest for path in snakemake.input.examples for example in read_examples(path) if example.split == TRAIN
+        }
         best = {
             emotion: readout.layers[-1] if figures["best_layer"] is None else figures["best_layer"]
             for emotion, figures in quality["emotions"].items()
         }
         sets: dict[str, Any] = {}
         for name in sorted({text.set for text in texts}):
-            chosen = [text for text in texts if text.set == name]
-            scored = score_set(name, chosen, reader, readout, best, params.min_positive_score)
+            chosen = with_aliases([text for text in texts if text.set == name], params.aliases)
+            scored = score_set(name, chosen, reader, readout, best, params.min_positive_score, trained)
+            if scored["trained_on"]:
+                say(f"warning: {name}: {scored['trained_on']} texts are left out: vectors were made from them")
             sets[name] = {"macro": macro_of(scored["emotions"]), **scored}
             told = sets[name]["macro"]["any"]
             mean = "no AUC" if told["mean_auc"] is None else f"mean AUC {told['mean_auc']:.3f} over {told['emotions']} emotions"

@@ -1,12 +1,12 @@
 """Activations to vectors, a file an emotion and layer: float32 [hidden], unit length."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from amygdala.batch import emotions_of, missing
-from amygdala.directions import Denoiser, NoScenariosError, Recipe, Sides, prepared
+from amygdala.directions import Denoiser, NoScenariosError, Recipe, Sides, direction_of, prepared
 from amygdala.errors import UserError, shown
 from amygdala.exampleset import TRAIN, read_examples
 from amygdala.job import job
@@ -44,15 +44,24 @@ def make_vectors(
         what = f"emotion {shown(emotion)}, layer {layer}"
         rows = [reader.rows(layer, RESIDUAL, digests) for digests in (sides.positive, sides.negative)]
         try:
-            positive, negative = prepared(recipe, sides, layer, rows[0], rows[1], denoiser)
+            positive, negative = prepared(recipe, sides, layer, rows[0], rows[1], denoiser, min_examples)
         except NoScenariosError as error:
             raise UserError(
                 f"emotion {shown(emotion)}: method {recipe.method}: {error}; exclude the emotion or choose another method"
             ) from None
-        vector, length = unit(METHODS[recipe.method].direction(positive, negative), what)
-        facts = {"emotion": emotion, "layer": layer, "method": recipe.method, "length": length, "used": sides.used}
-        if denoiser is not None:
-            facts["denoised"] = len(denoiser.components(layer))
+        components = None if denoiser is None else denoiser.components(layer)
+        vector, length = unit(direction_of(recipe, positive, negative, components), what)
+        facts: dict[str, Any] = {
+            "emotion": emotion,
+            "layer": layer,
+            "method": recipe.method,
+            "length": length,
+            "used": sides.used,
+        }
+        if components is not None:
+            facts["denoised"] = len(components)
+        if METHODS[recipe.method].by_scenario:
+            facts["scenarios"] = len(positive)
         write_vector(outputs[layer], vector, facts)
     return todo
 

@@ -96,6 +96,7 @@ def make_release(
         by_layer = {str(layer): layer_figures(random, names, at, heads[name][layer]) for layer in layers}
         best = max(layers, key=lambda layer: by_layer[str(layer)]["held_out"]["auc"])
         emotions[name] = {
+            "used": {"train": {"positive": 30, "negative": 90}, "held_out": {"positive": 11, "negative": 22}},
             "counts": {"train": {"positive": 30, "negative": 90}, "held_out": {"positive": 11, "negative": 22}},
             "median_chars": {"positive": 120.0, "negative": 110.0},
             "longest": {"positive": HOSTILE, "negative": HOSTILE},

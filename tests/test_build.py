@@ -500,3 +500,35 @@ def test_the_rows_of_a_converted_model_depend_on_its_conversion(
     else:
         monkeypatch.setattr(amygdala.build, "version", lambda name: "0.1" if name == "torch" else version(name))
     assert changed(before, make_build(config)) == ALL_ROWS | {"model", "weights"}
+
+
+def test_neutral_texts_of_shards_without_examples_have_an_index_each(config: dict[str, Any]) -> None:
+    build = make_build(config, shards=300, denoise=0.5)
+    assert len(set(build.index_keys)) == 300
+    assert {build.captures[key].shard for key in build.index_keys} == set(range(300))
+    assert len(build.indices) == 300
+
+
+def test_families_are_by_the_names_of_the_build(config: dict[str, Any]) -> None:
+    config["emotions"]["aliases"] = {"delight": "joy"}
+    build = make_build(config, families={"bright": ["Delight", "JOY", "calm"], "none": []})
+    assert build.families() == {"bright": ["calm", "joy"], "none": []}
+
+
+def test_a_missing_set_of_texts_from_elsewhere_stops_nobody_else(config: dict[str, Any]) -> None:
+    missing = [{"source": "file", "name": "gone", "path": "nowhere.jsonl"}]
+    build = make_build(config, unseen=missing)
+    assert build.no_unseen.startswith("unseen: no such file") and build.selections == make_build(config).selections
+    assert make_build(config).no_unseen == ""
+
+
+def test_what_a_sweep_chose_is_for_its_own_settings(config: dict[str, Any]) -> None:
+    given = make_build(config).swept()
+    for change in ({"pooling": "last"}, {"method": "lda"}, {"denoise": 0.5}, {"max_tokens": 99}, {"dtype": "bf16"}):
+        assert make_build(config, **change).swept() != given
+
+
+def test_comparisons_depend_on_min_examples(config: dict[str, Any]) -> None:
+    """Too few rows are written down as the reason of no vector."""
+    one, other = (make_build(config, min_examples=least).compared("compare", "joy") for least in (2, 3))
+    assert one != other

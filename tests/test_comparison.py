@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import compare
 import comparison
-from amygdala.directions import Denoiser, Recipe
+from amygdala.directions import Denoiser, Recipe, direction_of
 from amygdala.errors import UserError
 from amygdala.exampleset import Example
 from amygdala.measures import Bootstrap, generator
@@ -260,3 +260,61 @@ def test_the_picture_is_the_same_each_time(tmp_path: Path) -> None:
     assert "<!-- layer (dotted: chosen) -->" in (tmp_path / "a.svg").read_text()
     unmeasured = {"joy": [{"pooling": "mean", "layer": 1, "method": "lda", "denoise": None, "reason": "nothing held out"}]}
     comparison.draw(comparison.swept(unmeasured, {}, 2), tmp_path / "none.svg")
+
+
+@pytest.mark.parametrize("name", ["lda", "logistic", "mean_difference", "pca"])
+def test_a_denoised_vector_has_nothing_of_what_was_taken_out(name: str) -> None:
+    """Neutral texts vary along a direction across all columns, very widely: a normal on scaled columns leans on it."""
+    loud = np.ones(HIDDEN) / np.sqrt(HIDDEN)
+
+    class Loud(Store):
+        def row(self, layer: int, digest: str) -> np.ndarray:
+            own = np.random.default_rng([int(digest[:8], 16), 7])
+            scale = np.linspace(0.2, 3, HIDDEN)
+            row = super().row(layer, digest) * scale if digest[-1] != "f" else np.zeros(HIDDEN)
+            return (row + own.normal(0, 60) * loud).astype(np.float32)
+
+    store = Loud({2: 2.0})
+    neutral = Denoiser(store, [f"{n:08x}".ljust(31, "0") + "f" for n in range(30)], 0.9)
+    (line,) = compared(store, [2], [Recipe(name, 0.9)], denoisers={("mean", 0.9): neutral})
+    texts = examples()
+    sides = [np.stack([store.row(2, t.digest) for t in texts if t.digest[-1] == end]) for end in "ab"]
+    components = neutral.components(2)
+    cleaned = [neutral(2, side) for side in sides]
+    direction = direction_of(Recipe(name, 0.9), *cleaned, components)
+    assert np.abs(components @ direction).max() < 1e-9 * np.linalg.norm(direction)
+    if name != "pca":  # which goes by what the texts vary by most, planted or not
+        assert line["auc"] > 0.75, "read out on rows that have the loud direction still"
+
+
+def test_few_scenarios_are_no_pair(tmp_path: Path) -> None:
+    texts = [
+        Example(text.digest, text.polarity, text.split, text.text, [f"scene {int(text.digest[:8], 16) // 4 % 3}"])
+        for text in examples()
+    ]
+    (line,) = compared(Store({2: 1.0}), [2], [Recipe("paired")], texts=texts, min_examples=4)
+    assert line["reason"] == "only 3 scenarios have texts of both sides, min_examples is 4"
+    (line,) = compared(Store({2: 1.0}), [2], [Recipe("paired")], texts=texts, min_examples=3)
+    assert "auc" in line
+
+
+def test_a_sweep_of_layers_alike_chooses_one() -> None:
+    """30 layers that differ by noise alone, half of it their own: the highest of many noisy figures is no better layer."""
+    chosen = []
+    for run in range(8):
+        rng = np.random.default_rng(run)
+        sd = 0.07
+        shared = rng.normal(0, sd * np.sqrt(0.5), (28, 1))
+        table = np.clip(0.75 + shared + rng.normal(0, sd * np.sqrt(0.5), (28, 30)), 0, 1)
+        lines = {
+            f"e{n}": [
+                {
+                    **{"pooling": "mean", "layer": layer, "method": "lda", "denoise": None, "auc": float(value)},
+                    "interval": [float(value) - 1.96 * sd, float(value) + 1.96 * sd],
+                }
+                for layer, value in enumerate(row)
+            ]
+            for n, row in enumerate(table)
+        }
+        chosen.append(len(comparison.swept(lines, {}, 4)["layers"]))
+    assert sum(chosen) <= len(chosen) + 1

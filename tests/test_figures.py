@@ -134,7 +134,8 @@ def test_nulls_depend_on_emotion_and_layer() -> None:
     positive, negative = case.side(TRAIN, POSITIVE), case.side(TRAIN, NEGATIVE)
     unseen = case.side(HELD_OUT, POSITIVE), case.side(HELD_OUT, NEGATIVE)
     made = [
-        nulls_and_halves(case.recipe, positive, negative, unseen, 0.7, salt) for salt in (("joy", 3), ("joy", 3), ("joy", 4))
+        nulls_and_halves(case.recipe, positive, negative, None, unseen, 0.7, salt)
+        for salt in (("joy", 3), ("joy", 3), ("joy", 4))
     ]
     assert made[0] == made[1] != made[2]
 

@@ -121,8 +121,8 @@ def test_a_line_shows_the_numbers_of_the_best_layer(tmp_path: Path) -> None:
         "neuron": {"index": 4321, "cosine": -0.44, "neurons": 9999},
         "ridge": {"r2": 0.33, "chance": 0.07, "coefficients": []},
         "nearest": [["喜び", 0.66]],
-        "triage": "all is well",
     }
+    quality["emotions"]["calm"]["triage"] = "all is well"
     _, page = made(tmp_path, readout, quality, tokens, heads)
     assert page.row("calm") == [
         *("calm", "clean", "0.810.71 to 0.93", "5", "0.491 of 40 reach it", "0.514 of 100 reach it", "−1.50", "0.62", "47 %"),

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from amygdala.triage import few_examples, line, triage, verdict
+from amygdala.triage import few_examples, line, told_apart, triage, verdict, widened
 
 TEXTS: dict[str, Any] = {
-    "counts": {"train": {"positive": 20, "negative": 20}, "held_out": {"positive": 10, "negative": 10}},
+    "used": {"train": {"positive": 20, "negative": 20}, "held_out": {"positive": 10, "negative": 10}},
     "words": [{"word": "sea", "positive": 0.59, "negative": 0.0, "example": "by the sea"}],
     "label_auc": {"length": 0.79, "first_person": 0.21, "own_word": None, "source": 0.79, "scenario": 1.0},
     "longest": {"positive": "a long text", "negative": None},
@@ -61,8 +61,8 @@ def test_nothing_is_flagged_short_of_a_threshold() -> None:
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"texts__counts__train__positive": 19}, "too few examples"),
-        ({"texts__counts__held_out__negative": 9}, "too few examples"),
+        ({"texts__used__train__positive": 19}, "too few examples"),
+        ({"texts__used__held_out__negative": 9}, "too few examples"),
         ({"figures__train_auc": 0.49}, "flipped"),
         ({"figures__held_out": {"auc": 0.3, "interval": [0.1, 0.49]}}, "flipped"),
         ({"figures__held_out": {"auc": 0.6, "interval": [0.5, 0.9]}}, "chance"),
@@ -142,3 +142,16 @@ def test_hostile_names_and_words_are_escaped() -> None:
     flags = triage("joy", texts, FIGURES, cross, {"joy": {"\x07": 1.0}, "\x07": {"joy": 1.0}})
     told = line(flags, FIGURES)
     assert len(flags) == 4 and not any(character in told for character in "\x1b\x07\n")
+
+
+def test_the_best_of_many_layers_is_judged_as_such() -> None:
+    """Of one layer's AUC 0.62, an interval from 0.52 on excludes chance; of the best of 30 it does not."""
+    assert widened(0.62, 0.52, 1) == pytest.approx(0.52)
+    quantile = 3.1439  # of 1 - 0.05 / 2 / 30, from a table of the normal distribution
+    assert widened(0.62, 0.52, 30) == pytest.approx(0.62 - 0.1 * quantile / 1.95996, abs=1e-4)
+    figures = {"held_out": {"auc": 0.62, "interval": [0.52, 0.72]}, "train_auc": 0.9, "shuffled": None}
+    assert told_apart(figures) == []
+    (flag,) = told_apart(figures, looks=30)
+    assert flag.name == "chance" and "the best of 30 layers" in flag.why
+    far = {**figures, "held_out": {"auc": 0.9, "interval": [0.8, 0.97]}}
+    assert told_apart(far, looks=64) == []

@@ -220,3 +220,37 @@ def test_the_picture_is_the_same_each_time_and_takes_any_name(readout: Readout, 
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "joy, layer 8" in (tmp_path / "a.svg").read_text() and "<b>" not in (tmp_path / "a.svg").read_text()
     unseen.draw({"sets": {}}, tmp_path / "none.svg")
+
+
+def test_an_alias_counts_as_its_emotion() -> None:
+    given = [
+        Text("1" * 32, "a", "set", "a", {"joyful": 9.0}),
+        Text("2" * 32, "b", "set", "b", {"joyful": 3.0, "joy": 8.0}),
+        Text("3" * 32, "c", "set", "c", {"joyful": 9.0, "joy": 1.0}),
+        Text("4" * 32, "d", "set", "d"),
+    ]
+    named = unseen.with_aliases(given, {"joyful": "joy"})
+    assert [text.scores for text in named] == [{"joy": 9.0}, {"joy": 8.0}, {"joy": 9.0}, {}]
+    positive, negative = unseen.sides_of("joy", named, 8.0)
+    assert positive.tolist() == [True, True, True, False] and negative.tolist() == [False, False, False, True]
+
+
+def test_texts_that_vectors_were_made_from_are_left_out_and_counted(readout: Readout) -> None:
+    texts = some_texts(12)
+    trained = {texts[0].digest, texts[5].digest, "f" * 32}
+    best = {"awe": 3, "joy": 8}
+    found = unseen.score_set("set", texts, Rows(), readout, best, 8.0, trained)  # type: ignore[arg-type]
+    rest = [text for text in texts if text.digest not in trained]
+    alone = unseen.score_set("set", rest, Rows(), readout, best, 8.0)  # type: ignore[arg-type]
+    assert (found["texts"], found["trained_on"], found["without_row"]) == (12, 2, 0)
+    assert found["emotions"] == alone["emotions"] and alone["trained_on"] == 0
+
+
+def test_an_interval_of_very_many_texts_is_of_the_first(readout: Readout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unseen, "MOST", 5)
+    found = unseen.score_set("set", some_texts(), Rows(), readout, {"awe": 3, "joy": 8}, 8.0)  # type: ignore[arg-type]
+    joy = found["emotions"]["joy"]["layers"]["8"]
+    monkeypatch.undo()
+    whole = unseen.score_set("set", some_texts(), Rows(), readout, {"awe": 3, "joy": 8}, 8.0)  # type: ignore[arg-type]
+    assert joy["auc"] == whole["emotions"]["joy"]["layers"]["8"]["auc"], "of all texts"
+    assert joy["interval"] != whole["emotions"]["joy"]["layers"]["8"]["interval"]

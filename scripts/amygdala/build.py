@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from amygdala import config as configuration
-from amygdala.errors import listed
+from amygdala.errors import UserError, listed
 from amygdala.files import recall, remember, sha256_file
 from amygdala.keys import code, key, version
 from amygdala.methods import METHODS
@@ -24,7 +24,7 @@ from amygdala.snapshots import Snapshot
 from amygdala.sources import find
 from amygdala.sweeping import NotSweptError, swept_layers
 from amygdala.tags import emotion_name
-from amygdala.textsets import neutral_texts, unseen_sets
+from amygdala.textsets import UnseenSet, neutral_texts, unseen_sets
 
 LIBRARIES = ("torch", "transformers")
 NUMPY_ONLY = ("mean_difference", "paired", "pca", "lda")  # methods whose vectors no other library's version can change
@@ -106,7 +106,7 @@ class Build:
         self.batches = batches(self.emotions, config["emotions_per_job"])
         self.neutral_path = str(find(config["neutral"], base, "neutral")) if config["denoise"] else None
         self.neutral = neutral_texts(Path(self.neutral_path)) if self.neutral_path else []
-        self.unseen = unseen_sets(config["unseen"], base)
+        self.unseen, self.no_unseen = self._unseen(base)
         self._make_keys()
         self._make_selections()
         self._make_report_keys()
@@ -120,6 +120,14 @@ class Build:
             self.unswept = str(error)
             return []
 
+    def _unseen(self, base: list[Path]) -> tuple[list[UnseenSet], str]:
+        """(sets of texts from elsewhere, why there are none): a missing file stops those who ask for them, nobody else."""
+        try:
+            found = unseen_sets(self.config["unseen"], base)
+        except UserError as error:
+            return [], str(error)
+        return found, "" if found else "unseen: the configuration names no texts from elsewhere"
+
     def swept(self) -> dict[str, Any]:
         """What a choice of layers holds for."""
         return {
@@ -128,6 +136,8 @@ class Build:
             "pooling": self.poolings[0],
             "template": self.template,
             "method": self.config["method"],
+            "denoise": self.config["denoise"],
+            "max_tokens": self.config["max_tokens"],
         }
 
     def _plan(self, say: Callable[[str], None] | None) -> Plan:
@@ -169,7 +179,7 @@ class Build:
             basis = [self.example_keys[emotion], self.vector_keys[emotion], self.weights_key, self.rules.names_of(emotion)]
             self.figure_keys[emotion] = key("figures", *basis, learning, made_of["figures"])
         together = {emotion: facts["together"] for emotion, facts in plan.emotions.items()}
-        everything = [self.figure_keys, self.head_keys, self.layers, together, config["families"]]
+        everything = [self.figure_keys, self.head_keys, self.layers, together, self.families()]
         self.quality_key = key("quality", everything, learning, version("scipy"), code("quality"))
         self._compared: dict[tuple[str, str], str] = {}
         self._make_captures()
@@ -178,11 +188,12 @@ class Build:
         """The keys of the captures' indices, and {key: what the capture is of}."""
         self.captures: dict[str, CaptureJob] = {}
         texts = (*(self.examples(emotion) for emotion in self.emotions), *([self.texts("neutral")] if self.neutral else []))
-        neutral = [self.texts_keys["neutral"]] if self.neutral else []
 
         def indices(layers: Sequence[int]) -> list[str]:
             found = []
             for shard, part in enumerate(self.plan.shards):
+                # neutral texts lie in shards by their own digests: without the numbers, all empty shards would be one
+                neutral = [self.texts_keys["neutral"], shard, len(self.plan.shards)] if self.neutral else []
                 found.append(key("index", sorted(self.space_keys), part["digests"], *neutral, list(layers)))
                 self.captures[found[-1]] = CaptureJob(shard, len(self.plan.shards), tuple(layers), texts)
             return found
@@ -242,6 +253,12 @@ class Build:
     def report_marker(self) -> str:
         return f"{self.results}/.current/report.{self.report_key}"
 
+    def families(self) -> dict[str, list[str]]:
+        """The configured families by the names that emotions have in this build, aliases resolved."""
+        aliases = self.rules.aliases
+        named = {family: [emotion_name(raw) for raw in names] for family, names in self.config["families"].items()}
+        return {family: sorted({aliases.get(name, name) for name in names}) for family, names in named.items()}
+
     def facts(self) -> dict[str, Any]:
         """What the manifest says beside concepts and layers: where the numbers come from. No paths, no times, no secrets."""
         settings = {name: value for name, value in self.config.items() if name not in RUN_ONLY}
@@ -292,6 +309,7 @@ class Build:
         """What is measured of one emotion."""
         if (name, emotion) not in self._compared:
             basis = [self.example_keys[emotion], self.space_keys, self.comparison(name), self.texts_keys["neutral"]]
+            basis.append(self.config["min_examples"])
             found = key("compare", *basis, version("scikit-learn"), code("compare"))
             self._compared[name, emotion] = f"{self.store}/compare/{emotion}.{found}.json"
         return self._compared[name, emotion]
@@ -336,7 +354,8 @@ class Build:
     @property
     def unseen_key(self) -> str:
         release, texts = self.selections["readout"].key, self.texts_keys["unseen"]
-        return key("unseen", release, texts, self.config["min_positive_score"], version("matplotlib"), code("unseen"))
+        how = [self.config["min_positive_score"], self.rules.aliases]
+        return key("unseen", release, texts, how, version("matplotlib"), code("unseen"))
 
     @property
     def unseen_report(self) -> list[str]:

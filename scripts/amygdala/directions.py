@@ -81,11 +81,27 @@ class Sides:
         return {POSITIVE: len(self.positive), NEGATIVE: len(self.negative)}
 
 
+def direction_of(recipe: Recipe, positive: np.ndarray, negative: np.ndarray, components: np.ndarray | None) -> np.ndarray:
+    """The method's direction, float64 [hidden], from rows as `prepared` gives them; components: what `denoise` took out.
+
+    Taken out of the direction too: methods that scale columns give a normal that leans on what the rows no longer have, and it
+    is read out on rows that have it.
+    """
+    direction = METHODS[recipe.method].direction(positive, negative)
+    return direction if components is None else without(direction[None, :], components)[0]
+
+
 def prepared(
-    recipe: Recipe, sides: Sides, layer: int, positive: np.ndarray, negative: np.ndarray, denoiser: Denoiser | None
+    recipe: Recipe,
+    sides: Sides,
+    layer: int,
+    positive: np.ndarray,
+    negative: np.ndarray,
+    denoiser: Denoiser | None,
+    least: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides' rows as the method takes them, in the order of `sides` or by scenario; NoScenariosError where none is
-    shared.
+    """Both sides' rows as the method takes them, in the order of `sides` or by scenario. NoScenariosError where fewer than
+    `least` scenarios have texts of both sides.
     """
     if denoiser is not None:
         positive, negative = denoiser(layer, positive), denoiser(layer, negative)
@@ -96,4 +112,6 @@ def prepared(
     names = shared_scenarios(of_positive, of_negative)
     if not names:
         raise NoScenariosError("no scenario has texts of both sides")
+    if len(names) < least:
+        raise NoScenariosError(f"only {len(names)} scenarios have texts of both sides, min_examples is {least}")
     return scenario_means(positive, of_positive, names), scenario_means(negative, of_negative, names)

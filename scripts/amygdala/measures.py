@@ -11,6 +11,7 @@ import numpy as np
 
 REPLICATES = 1000
 LEVEL = 0.95
+FEW_DRAWS = 20  # of a null: fewer show no twentieth
 NOISE = 0.1  # standard deviation by chance above which a share of variance says nothing
 
 
@@ -81,7 +82,7 @@ def spread_of(values: np.ndarray, reached: float) -> dict[str, Any]:
         "reached": float((values >= reached).mean()),
         "mean": float(values.mean()),
         "sd": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-        "interval": quantiles(values),
+        "interval": quantiles(values) if len(values) >= FEW_DRAWS else None,
         "draws": len(values),
     }
 

@@ -52,7 +52,8 @@ def mean_difference(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
 
 
 def paired(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """The mean over scenarios of (emotion - baseline of the same scenario); rows are means by scenario, row i of both sides of
+    """The mean over scenarios of (emotion - baseline of the same scenario), the baseline being the mean of the scenario's texts
+    without the emotion (neutral, or told with another one); rows are means by scenario, row i of both sides of
     the same one: Wang et al. (2510.11328). What a scenario does to both sides cancels. ValueError where the counts differ.
     """
     positive, negative = _checked(positive, negative)

@@ -217,7 +217,8 @@ def auc_of(quality: Mapping[str, Any], name: str, layer: int) -> dict[str, Any]:
     """
     figures = quality["emotions"][name]["layers"][str(layer)]
     held_out = figures["held_out"]
-    null = (figures.get("shuffled") or figures.get("random") or {}).get("interval") or [None, None]
+    nulls = (figures.get(name) or {} for name in ("shuffled", "random"))
+    null = next((one["interval"] for one in nulls if one.get("interval")), [None, None])
     interval = held_out["interval"] or [None, None]
     values = (held_out["auc"], *interval, *null)
     names = ("auc", "low", "high", "null_low", "null_high")

@@ -117,10 +117,9 @@ def row_of(quality: Mapping[str, Any], name: str, at: int) -> dict[str, Any]:
     emotion = quality["emotions"][name]
     layer = chosen_layer(quality, name)
     figures = emotion["layers"][str(layer)]
-    held_out, share, neuron, counts = figures["held_out"], figures["spectrum"], figures["neuron"], emotion["counts"]
+    held_out, share, neuron, used = figures["held_out"], figures["spectrum"], figures["neuron"], emotion["used"]
     low, high = held_out["interval"] or (None, None)
     close = figures["nearest"][0] if figures["nearest"] else None
-    used = {split: counts[split] for split in ("train", "held_out")}
     cells = [
         {
             **cell(held_out["auc"], number(held_out["auc"]), span(held_out["interval"])),
@@ -144,10 +143,10 @@ def row_of(quality: Mapping[str, Any], name: str, at: int) -> dict[str, Any]:
     return {
         "at": at,
         "name": visible(name),
-        "verdict": visible(figures["verdict"]),
-        "state": state_of(figures["verdict"]),
+        "verdict": visible(emotion["verdict"]),
+        "state": state_of(emotion["verdict"]),
         "cells": cells,
-        "line": visible(figures["triage"]),
+        "line": visible(emotion["triage"]),
         "flags": [
             {
                 "name": visible(flag["name"]),
@@ -162,7 +161,7 @@ def row_of(quality: Mapping[str, Any], name: str, at: int) -> dict[str, Any]:
 
 COLUMNS = [
     ("Emotion", "text", "The vector's name in the readout."),
-    ("Verdict", "text", "The gravest fault at the best layer, or clean."),
+    ("Verdict", "text", "The gravest fault at the best layer, or clean; allowed for that it is the best of several."),
     ("AUC", "number", "Held-out AUC with its 95 % bootstrap interval. Track from 0.3 to 1; the tick is 0.5, chance."),
     ("Layer", "number", "Where held-out texts are told apart best."),
     ("Shuffled", "number", "Mean held-out AUC of vectors trained on shuffled labels, and how many of them reach this one's."),

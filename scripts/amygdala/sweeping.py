@@ -37,10 +37,10 @@ def choose_layers(
 ) -> list[dict[str, Any]]:
     """Layers worth reading, at most `count`, in the order of choice, each with why.
 
-    table: float64 [n_emotions, n_layers] of held-out AUC, nan where unknown; low: the lower ends of their intervals. The first
-    is the layer with the highest mean over emotions. Each further one is read for the emotions whose interval there lies
-    wholly above their AUC at every chosen layer, and is the one that these gain most by: the highest of many noisy figures
-    would be higher by chance alone.
+    table: float64 [n_emotions, n_layers] of held-out AUC, nan where unknown; low: what each AUC is at least
+    (comparison.beyond). The first is the layer with the highest mean over emotions. Each further one is read for the emotions
+    that it reads better than every chosen layer beyond doubt (low above their AUC there), and is the one that these gain most
+    by: the highest of many noisy figures would be higher by chance alone.
     """
     measured = ~np.isnan(table).all(axis=1)
     if not measured.any():

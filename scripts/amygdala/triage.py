@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 from amygdala.errors import shown
+from amygdala.measures import FEW_DRAWS, LEVEL
 
 FEW_TRAIN, FEW_HELD_OUT = 20, 10  # texts a side: with fewer, intervals are too wide to say anything
 LABEL_WORD, LABEL_WORD_OTHERS = 0.6, 0.1  # a word of so many positives and so few negatives is a label, or a template
@@ -23,7 +25,7 @@ LESS_THAN_OTHERS = 0.8
 ALIKE = 0.01  # median distance of rows from their mean over its length
 UNSTABLE = 0.3
 ONE_TEXT = 0.9  # cosine of the difference of means with that without one text
-FEW_DRAWS, REACHED = 20, 0.05  # of shuffled labels: fewer draws show no twentieth
+REACHED = 0.05  # share of the vectors of shuffled labels
 CLEAN = "clean"
 
 
@@ -49,8 +51,16 @@ def few_examples(counts: Mapping[str, Mapping[str, int]]) -> list[Flag]:
     return [Flag("too few examples", f"only {', '.join(short)}: every figure is rough")] if short else []
 
 
-def told_apart(figures: Mapping[str, Any]) -> list[Flag]:
-    """Whether held-out texts are told apart at all, and the right way round."""
+def widened(value: float, low: float, looks: int) -> float:
+    """The lower end of an interval at LEVEL, moved to where it holds for the highest of `looks` figures (Bonferroni, by normal
+    quantiles): the best of many layers lies above chance more often than one of them.
+    """
+    tail = (1 - LEVEL) / 2
+    return value - (value - low) * NormalDist().inv_cdf(1 - tail / looks) / NormalDist().inv_cdf(1 - tail)
+
+
+def told_apart(figures: Mapping[str, Any], looks: int = 1) -> list[Flag]:
+    """Whether held-out texts are told apart at all, and the right way round. looks: layers of which this is the best."""
     held_out, trained = figures["held_out"], figures["train_auc"]
     if trained is not None and trained < 0.5:
         return [Flag("flipped", f"AUC {trained:.2f} on its own training texts: the vector points away from its emotion")]
@@ -60,6 +70,9 @@ def told_apart(figures: Mapping[str, Any]) -> list[Flag]:
     numbers = f"held-out AUC {held_out['auc']:.2f}, interval {low:.2f} to {high:.2f}"
     if high < 0.5:
         return [Flag("flipped", f"{numbers}: the vector points away from its emotion")]
+    if low > 0.5 >= (wider := widened(held_out["auc"], low, looks)):
+        why = f"{numbers}, from {wider:.2f} on where it is allowed for that it is the best of {looks} layers: that holds 0.5"
+        return [Flag("chance", why)]
     if low <= 0.5:
         return [Flag("chance", f"{numbers} holds 0.5: held-out texts are not told apart")]
     shuffled = figures["shuffled"]
@@ -179,11 +192,12 @@ def triage(
     figures: Mapping[str, Any],
     cross: Mapping[str, Any],
     together: Mapping[str, Mapping[str, float]],
+    looks: int = 1,
 ) -> list[Flag]:
-    """All faults of one vector, the gravest first."""
+    """All faults of one vector, the gravest first. looks: the number of layers, where this is the best of them."""
     found = [
-        *few_examples(texts["counts"]),
-        *told_apart(figures),
+        *few_examples(texts["used"]),
+        *told_apart(figures, looks),
         *label_left(texts),
         *one_scene(texts, figures),
         *confounded(texts, figures),

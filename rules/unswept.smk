@@ -1,0 +1,12 @@
+# `target_layers: auto` and no sweep yet: whatever needs layers says what to do.
+for name in [
+    *("weights", "vectors", "heads", "quality", "readout", "changes"),
+    *("compare", "ablation", "unseen", "report"),
+    *(f"emotion_{emotion}" for emotion in build.emotions),
+]:
+
+    rule:
+        name:
+            name
+        input:
+            get_unswept,
