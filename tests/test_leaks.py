@@ -20,12 +20,15 @@ import vectors
 from amygdala import loading
 from amygdala.batching import shard_texts
 from amygdala.corpus import make_index
+from amygdala.directions import Recipe
 from amygdala.exampleset import HELD_OUT, TRAIN, read_examples
 from amygdala.graph import read_snapshot
+from amygdala.methods import METHODS
 from amygdala.plan import Corpus, Rules
 from amygdala.segments import Reader, Rows, as_keys, held_rows, write_index, write_segment
 from amygdala.sources import Graph
 from segmented import unpacked
+from stubs import weights_file
 
 EMOTIONS = ["calm", "joy", "warmth"]
 TAG_LINE = re.compile(r"\s*([A-Za-z]+:[0-9.]+[\s,;]*)+")
@@ -127,13 +130,20 @@ def test_the_tag_line_reaches_the_tokenizer_in_no_chat_and_no_check(
         assert not [line for line in chat.removesuffix("</s>\n").splitlines() if TAG_LINE.fullmatch(line)], chat
 
 
-def figures(index: Path, files: list[Path], folder: Path) -> dict[str, bytes]:
+def figures(index: Path, files: list[Path], folder: Path, method: str) -> dict[str, bytes]:
     """Bytes of all vectors and head files worked out from the rows behind `index`."""
     reader = Reader([index])
+    random = np.random.default_rng(0)
+    model = {layer: folder.parent / f"weights_{layer}.safetensors" for layer in (1, 2)}
+    for path in model.values():
+        weights_file(path, random.standard_normal((48, 64)).astype(np.float32), 4)
+    batch = {}
     for emotion, path in zip(EMOTIONS, files, strict=True):
         out = {layer: folder / emotion / f"layer_{layer}.safetensors" for layer in (1, 2)}
-        vectors.make_vectors(emotion, path, reader, "mean_difference", out, 2)
-        heads.make_heads(emotion, path, reader, {layer: place.with_suffix(".json") for layer, place in out.items()}, 2)
+        vectors.make_vectors(emotion, path, reader, Recipe(method), out, 2)
+        heads_of = [place.with_suffix(".json") for place in out.values()]
+        batch[emotion] = {"examples": path, "vectors": out, "outputs": heads_of}
+    heads.make_heads(batch, reader, model, 2)
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("layer_*"))}
 
 
@@ -155,16 +165,19 @@ def poisoned(index: Path, digests: set[str], folder: Path) -> Path:
     return target
 
 
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.by_scenario])
 def test_held_out_texts_never_reach_a_vector_or_head_figure(
-    captured: tuple[Path, list[Path], list[str]], tmp_path: Path
+    captured: tuple[Path, list[Path], list[str]], tmp_path: Path, method: str
 ) -> None:
     index, files, _ = captured
     texts = [example for path in files for example in read_examples(path)]
     held_out = {example.digest for example in texts if example.split == HELD_OUT}
     train = {example.digest for example in texts if example.split == TRAIN}
     assert held_out and train and not held_out & train, "a text is on one side for every emotion"
-    clean = figures(index, files, tmp_path / "clean")
+    clean = figures(index, files, tmp_path / "clean", method)
     assert len(clean) == 12
-    assert figures(poisoned(index, held_out, tmp_path / "a"), files, tmp_path / "held_out") == clean
+    assert figures(poisoned(index, held_out, tmp_path / "a"), files, tmp_path / "held_out", method) == clean
     one = {min(train)}
-    assert figures(poisoned(index, one, tmp_path / "b"), files, tmp_path / "train") != clean, "a training text does count"
+    assert figures(poisoned(index, one, tmp_path / "b"), files, tmp_path / "train", method) != clean, (
+        "a training text does count"
+    )
