@@ -166,8 +166,7 @@ class Build:
             "unseen": key("texts", [[one.name, one.identity] for one in self.unseen], code("texts")),
         }
         made_of = {name: code(name) for name in ("examples", "vectors", "heads", "figures")}
-        learning = version("scikit-learn")
-        fitted = [] if config["method"] in NUMPY_ONLY else [learning]
+        fitted = [] if config["method"] in NUMPY_ONLY else [version("scikit-learn")]
         cleaned = [config["denoise"], self.texts_keys["neutral"]] if self.neutral else []
         self.example_keys, self.vector_keys, self.head_keys, self.figure_keys = {}, {}, {}, {}
         for emotion, facts in plan.emotions.items():
@@ -177,10 +176,10 @@ class Build:
             self.vector_keys[emotion] = key("vectors", emotion, self.space_key, *trained, *how)
             self.head_keys[emotion] = key("heads", self.vector_keys[emotion], self.weights_key, made_of["heads"])
             basis = [self.example_keys[emotion], self.vector_keys[emotion], self.weights_key, self.rules.names_of(emotion)]
-            self.figure_keys[emotion] = key("figures", *basis, learning, made_of["figures"])
+            self.figure_keys[emotion] = key("figures", *basis, *fitted, version("scipy"), made_of["figures"])
         together = {emotion: facts["together"] for emotion, facts in plan.emotions.items()}
         everything = [self.figure_keys, self.head_keys, self.layers, together, self.families()]
-        self.quality_key = key("quality", everything, learning, version("scipy"), code("quality"))
+        self.quality_key = key("quality", everything, code("quality"))
         self._compared: dict[tuple[str, str], str] = {}
         self._make_captures()
 

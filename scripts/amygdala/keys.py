@@ -16,10 +16,10 @@ What each key covers
              method that pairs them; code; major.minor of scikit-learn for a method that fits with it
                                                                                     (the layer is in the file's name)
   heads      vectors; weights; code                                                (the layer is in the file's name)
-  figures    examples, vectors; weights; names that count as the emotion's own; code; major.minor of scikit-learn
+  figures    examples, vectors; weights; names that count as the emotion's own; code; major.minor of scipy, and of scikit-learn
+             for a method that fits with it
                                                                                     (the layer is in the file's name)
-  quality    figures and heads of all emotions; layers; shares of common positives; families; code; major.minor of
-             scikit-learn and scipy
+  quality    figures and heads of all emotions; layers; shares of common positives; families; code
   compare    examples; spaces; layers, poolings, methods and denoise that are compared; neutral texts; code; major.minor of
              scikit-learn; of all emotions for the merged file
   ablation   examples and vectors of its emotions; layers; heads, fill and random of `ablation`; weights; code
