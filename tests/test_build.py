@@ -534,7 +534,13 @@ def test_comparisons_depend_on_min_examples(config: dict[str, Any]) -> None:
     assert one != other
 
 
-def test_a_fitted_method_depends_on_what_fits_it(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    before, original = make_build(config, method="logistic"), amygdala.build.version
-    monkeypatch.setattr(amygdala.build, "version", lambda name: "0.1" if name == "scikit-learn" else original(name))
-    assert changed(before, make_build(config, method="logistic")) == {"vectors", "heads", "figures", "quality", "release"}
+@pytest.mark.parametrize("library", ["scikit-learn", "scipy"])
+@pytest.mark.parametrize("method", ["pca", "logistic", "lda"])
+def test_other_methods_than_means_depend_on_what_fits_them(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, method: str, library: str
+) -> None:
+    before, original = make_build(config, method=method), amygdala.build.version
+    monkeypatch.setattr(amygdala.build, "version", lambda name: "0.1" if name == library else original(name))
+    after = make_build(config, method=method)
+    assert changed(before, after) == {"vectors", "heads", "figures", "quality", "release"}
+    assert before.compared("compare", "joy") != after.compared("compare", "joy")

@@ -27,7 +27,8 @@ from amygdala.tags import emotion_name
 from amygdala.textsets import UnseenSet, neutral_texts, unseen_sets
 
 LIBRARIES = ("torch", "transformers")
-NUMPY_ONLY = ("mean_difference", "paired", "pca", "lda")  # methods whose vectors no other library's version can change
+NUMPY_ONLY = ("mean_difference", "paired")  # methods whose vectors no other library's version can change
+FITTING = ("scikit-learn", "scipy")
 # Settings that say where and how to run, not what: no key and no manifest knows them.
 RUN_ONLY = (
     *("graph", "snapshot", "max_lost_nodes", "store", "results", "model"),
@@ -166,7 +167,7 @@ class Build:
             "unseen": key("texts", [[one.name, one.identity] for one in self.unseen], code("texts")),
         }
         made_of = {name: code(name) for name in ("examples", "vectors", "heads", "figures")}
-        fitted = [] if config["method"] in NUMPY_ONLY else [version("scikit-learn")]
+        fitted = [] if config["method"] in NUMPY_ONLY else [version(name) for name in FITTING]
         cleaned = [config["denoise"], self.texts_keys["neutral"]] if self.neutral else []
         self.example_keys, self.vector_keys, self.head_keys, self.figure_keys = {}, {}, {}, {}
         for emotion, facts in plan.emotions.items():
@@ -309,7 +310,7 @@ class Build:
         if (name, emotion) not in self._compared:
             basis = [self.example_keys[emotion], self.space_keys, self.comparison(name), self.texts_keys["neutral"]]
             basis.append(self.config["min_examples"])
-            found = key("compare", *basis, version("scikit-learn"), code("compare"))
+            found = key("compare", *basis, *(version(name) for name in FITTING), code("compare"))
             self._compared[name, emotion] = f"{self.store}/compare/{emotion}.{found}.json"
         return self._compared[name, emotion]
 

@@ -13,15 +13,15 @@ What each key covers
   weights    model's identity, dtype and conversion; code; major.minor of torch and transformers
                                                                                     (the layer is in the file's name)
   vectors    space; method; denoise and neutral texts; digests of the emotion's training examples, their scenarios for a
-             method that pairs them; code; major.minor of scikit-learn for a method that fits with it
+             method that pairs them; code; major.minor of scikit-learn and scipy for all methods but the two means
                                                                                     (the layer is in the file's name)
   heads      vectors; weights; code                                                (the layer is in the file's name)
   figures    examples, vectors; weights; names that count as the emotion's own; code; major.minor of scipy, and of scikit-learn
-             for a method that fits with it
+             for all methods but the two means
                                                                                     (the layer is in the file's name)
   quality    figures and heads of all emotions; layers; shares of common positives; families; code
-  compare    examples; spaces; layers, poolings, methods and denoise that are compared; neutral texts; code; major.minor of
-             scikit-learn; of all emotions for the merged file
+  compare    examples; spaces; layers, poolings, methods and denoise that are compared; neutral texts; min_examples; code;
+             major.minor of scikit-learn and scipy; of all emotions for the merged file
   ablation   examples and vectors of its emotions; layers; heads, fill and random of `ablation`; weights; code
   unseen     release; unseen texts; min_positive_score; code; major.minor of matplotlib
   tokens     quality; space; report_texts; code                                     (of the report's example texts)
