@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from activations import check_model
 from amygdala.batching import Budget, Texts, batches
 from amygdala.errors import UserError, shown
 from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN, digests_of, read_examples
 from amygdala.files import write_json
 from amygdala.job import Say, job
 from amygdala.measures import aucs
+from amygdala.modelinfo import check_model
 from amygdala.modelweights import head_writes
 from amygdala.segments import HEADS, RESIDUAL, Reader, as_keys
 from amygdala.tokens import Encoder
@@ -385,22 +385,15 @@ def make_ablation(
 
     if options["k"] < 1 or options["random"] < 0 or options["fill"] not in ("mean", "zero"):
         raise UserError("ablation: k is at least 1, random at least 0, fill is mean or zero")
-    loading.set_threads(settings["threads"])
-    source, revision = settings["source"], settings["revision"]
-    tokenizer = loading.load_tokenizer(source, revision)
-    config = loading.read_config(source, revision)
-    limit = loading.max_positions(config)
-    max_tokens = min(settings["max_tokens"], limit or settings["max_tokens"])
-    encoder = Encoder(tokenizer, max_tokens, settings["template"])
-    device = loading.pick_device(settings["device"])
+    device = loading.place(settings)
+    encoder, config = loading.open_encoder(settings)
     given = settings["batch_tokens"]
     tokens = residual.BATCH_TOKENS[device.type] if given == "auto" else given
     budget = Budget(tokens, settings["batch_size"], loading.rope_border(config))
     below = [layer for layer in captured if layer <= max(layers)]
     say(f"loading layers 0 to {below[-1]} in {settings['dtype']}")
-    with residual.Capture(
-        source, revision, below, settings["dtype"], [pooling], device, settings["device_map"], tokenizer, config
-    ) as capture:
+    where, spread = (settings["source"], settings["revision"]), settings["device_map"]
+    with residual.Capture(*where, below, settings["dtype"], [pooling], device, spread, encoder.tokenizer, config) as capture:
         chosen = {**options, "dtype": settings["dtype"]}
         report = ablate_emotions(files, layers, Reader(indices), capture, encoder, budget, chosen, say)
     write_json(output, report)

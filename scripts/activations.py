@@ -16,6 +16,7 @@ from amygdala.errors import UserError
 from amygdala.files import remember
 from amygdala.job import job
 from amygdala.keys import text_digest
+from amygdala.modelinfo import check_model
 from amygdala.progress import Progress
 from amygdala.segments import Held, Rows, held_rows, space_of, write_index, write_segment
 from amygdala.tokens import Encoder, check_last_tokens
@@ -181,22 +182,14 @@ def run_model(
     """Load the model as far as the groups need it and forward them; returns what forward() does."""
     from amygdala import loading, residual
 
-    loading.set_threads(settings["threads"])
-    tokenizer = loading.load_tokenizer(settings["source"], settings["revision"])
-    config = loading.read_config(settings["source"], settings["revision"])
-    limit = loading.max_positions(config)
-    max_tokens = min(settings["max_tokens"], limit or settings["max_tokens"])
-    encoder = Encoder(tokenizer, max_tokens, settings["template"])
+    device = loading.place(settings)
+    encoder, config = loading.open_encoder(settings)
     if "last" in spaces and settings.get("check_last", True):
         known = {text_digest(text) for text in sample}
         rest = (texts.text(position) for position in range(len(texts)) if texts.hex(position) not in known)
         check_last_tokens(encoder, itertools.chain(sample, rest))
     pairs = sorted({pair for wanted, _ in groups for pair in wanted})
     layers, poolings = sorted({layer for _, layer in pairs}), [name for name in spaces if name in {p for p, _ in pairs}]
-    device = loading.pick_device(settings["device"], settings.get("shard", 0))
-    if settings["device_map"] and settings["device"] in ("cpu", "mps"):
-        spread = f"device_map: {settings['device_map']} spreads a model over GPUs"
-        raise UserError(f"{spread}; with device: {settings['device']} set it to null")
     if device.type == "cpu":
         loading.keep_few_kernels()
     where = f"{device.type}, spread by device_map {settings['device_map']}" if settings["device_map"] else device.type
@@ -206,7 +199,7 @@ def run_model(
     start = time.monotonic()
     checkpoint = settings["source"], settings["revision"]
     with residual.Capture(
-        *checkpoint, layers, settings["dtype"], poolings, device, settings["device_map"], tokenizer, config
+        *checkpoint, layers, settings["dtype"], poolings, device, settings["device_map"], encoder.tokenizer, config
     ) as capture:
         load_s = time.monotonic() - start
         if device.type == "cpu":
@@ -292,17 +285,6 @@ def stop_on_terminate(say: Say) -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
-
-
-def check_model(model: dict[str, Any], source: str, store: Path) -> None:
-    """UserError where a model folder is no longer what the keys were made from, or a converted one is gone."""
-    from amygdala.modelinfo import describe
-
-    if model["kind"] == "folder" and describe(model["source"], [Path()], store).identity != model["identity"]:
-        raise UserError(f"model: {model['source']} changed while snakemake was running. Run snakemake again")
-    if model["kind"] in ("embedded", "gguf") and not Path(source, "config.json").is_file():
-        Path(f"{source}.json").unlink(missing_ok=True)
-        raise UserError(f"model: the converted model {source} is gone. Run snakemake again: it is converted anew")
 
 
 if "snakemake" in globals():

@@ -173,12 +173,11 @@ def layer_figures(
     scores = rows.astype(np.float64) @ vector
     of_positive, of_negative = scores[ends[1] : ends[2]], scores[ends[2] :]
     reached = auc(of_positive, of_negative)
-    measured = reached is not None
     figures: dict[str, Any] = {
         "held_out": {
             "auc": reached,
-            "interval": bootstrap.interval(of_positive, of_negative) if measured else None,
-            "cohens_d": cohens_d(of_positive, of_negative) if measured else None,
+            "interval": None if reached is None else bootstrap.interval(of_positive, of_negative),
+            "cohens_d": None if reached is None else cohens_d(of_positive, of_negative),
         },
         "train_auc": auc(scores[: ends[0]], scores[ends[0] : ends[1]]),
         "random": None if reached is None else spread_of(aucs(unseen @ random, unseen_negative @ random), reached),

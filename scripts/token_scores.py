@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from activations import check_model
 from amygdala.batch import by_layer
 from amygdala.batching import Batch
 from amygdala.errors import UserError
 from amygdala.exampleset import HELD_OUT, POSITIVE, TRAIN, Example, read_examples
 from amygdala.files import read_json, write_json
 from amygdala.job import job
+from amygdala.modelinfo import check_model
 from amygdala.segments import RESIDUAL, Reader
 from amygdala.tokens import Encoder, Tokens, pool_weights
 from amygdala.vectorfile import read_vector
@@ -143,17 +143,11 @@ def open_capture(settings: Mapping[str, Any], layers: Sequence[int], say: Say) -
     """The model up to the last of `layers` and an encoder, as a capture with the same settings takes them."""
     from amygdala import loading, residual
 
-    loading.set_threads(settings["threads"])
-    where = (settings["source"], settings["revision"])
-    tokenizer, config = loading.load_tokenizer(*where), loading.read_config(*where)
-    max_tokens = min(settings["max_tokens"], loading.max_positions(config) or settings["max_tokens"])
-    device = loading.pick_device(settings["device"])
-    if settings["device_map"] and settings["device"] in ("cpu", "mps"):
-        spread = f"device_map: {settings['device_map']} spreads a model over GPUs"
-        raise UserError(f"{spread}; with device: {settings['device']} set it to null")
+    device = loading.place(settings)
+    encoder, config = loading.open_encoder(settings)
     say(f"loading layers 0 to {max(layers)} in {settings['dtype']} for the tokens of the report's texts")
-    capture = residual.Capture(*where, layers, settings["dtype"], [], device, settings["device_map"], tokenizer, config)
-    return capture, Encoder(tokenizer, max_tokens, settings["template"])
+    where, spread = (settings["source"], settings["revision"]), settings["device_map"]
+    return residual.Capture(*where, layers, settings["dtype"], [], device, spread, encoder.tokenizer, config), encoder
 
 
 def shown_tokens(strings: Sequence[str], content: np.ndarray, scores: np.ndarray) -> list[list[Any]]:

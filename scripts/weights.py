@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from activations import check_model
 from amygdala.batch import missing
-from amygdala.errors import UserError
 from amygdala.job import Say, job
+from amygdala.modelinfo import check_model
 from amygdala.modelweights import write_weights
 
 if TYPE_CHECKING:
@@ -29,11 +28,7 @@ def make_weights(settings: Mapping[str, Any], outputs: dict[int, Path], say: Say
     from amygdala.architecture import find_projections, text_config
     from amygdala.blockweights import block_weights
 
-    loading.set_threads(settings["threads"])
-    device = loading.pick_device(settings["device"])
-    if settings["device_map"] and settings["device"] in ("cpu", "mps"):
-        spread = f"device_map: {settings['device_map']} spreads a model over GPUs"
-        raise UserError(f"{spread}; with device: {settings['device']} set it to null")
+    device = loading.place(settings)
     say(f"loading layers 0 to {todo[-1]} in {settings['dtype']} for the weights of layers {todo}")
     decoder = loading.load_decoder(
         settings["source"], settings["revision"], todo[-1] + 1, settings["dtype"], device, settings["device_map"]

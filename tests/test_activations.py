@@ -16,7 +16,7 @@ from amygdala import loading, residual
 from amygdala.batching import Texts
 from amygdala.errors import UserError
 from amygdala.keys import text_digest
-from amygdala.modelinfo import describe
+from amygdala.modelinfo import check_model, describe
 from amygdala.segments import HEADS, RESIDUAL, Held, Reader, held_rows, layer_folder, set_aside
 from captures import DIGESTS, TEXTS, Run, Watch, assert_rows, ids_of, some
 
@@ -246,12 +246,12 @@ def test_model_folder_that_changed_meanwhile(tmp_path: Path, tiny_model: Path) -
         (folder / path.name).write_bytes(path.read_bytes())
     identity = describe(str(folder), [Path()], tmp_path / "store").identity
     model = {"kind": "folder", "source": str(folder), "identity": identity}
-    activations.check_model(model, model["source"], tmp_path / "store")
+    check_model(model, model["source"], tmp_path / "store")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.125}))
     with pytest.raises(UserError, match=r"model: .* changed while snakemake was running. Run snakemake again"):
-        activations.check_model(model, model["source"], tmp_path / "store")
-    activations.check_model({**model, "kind": "hub"}, "org/name", tmp_path / "store")
+        check_model(model, model["source"], tmp_path / "store")
+    check_model({**model, "kind": "hub"}, "org/name", tmp_path / "store")
 
 
 def test_batches_keep_to_budget_and_cap(run: Run, watch: Watch, tokenizer: Any) -> None:

@@ -157,6 +157,40 @@ def test_texts_from_elsewhere_are_scored(project: Project) -> None:
     assert "the configuration names no texts from elsewhere" in project.run("unseen").text
 
 
+def test_heads_are_ablated_as_asked(project: Project) -> None:
+    """Both fills through the real rules, an answer for each emotion, nothing to do the second time, and what cannot be done
+    said before anything is built.
+    """
+    project.configure(ablation={"emotions": ["joy", "Calm"], "layer": 2, "heads": 1, "random": 2, "fill": "zero"})
+    assert not project.build().jobs, "no release rests on it"
+    project.build("ablation")
+    zero = result(project, "ablation.json")
+    assert (zero["k"], zero["random"], zero["fill"], sorted(zero["emotions"])) == (1, 2, "zero", ["calm", "joy"])
+    assert zero["forwarded_texts"] > 0 and zero["layers_without_heads"] == {}
+    joy, calm = (zero["emotions"][emotion]["2"] for emotion in ("joy", "calm"))
+    assert joy["layers"] == [1, 2] and len(joy["heads"]) == 1 and joy["random_sets"] == 2
+    assert joy["fall"] == joy["auc"]["intact"] - joy["auc"]["ablated"] != 0
+    assert joy["auc"]["stored"] == pytest.approx(joy["auc"]["intact"], abs=0.01)
+    assert calm["outcome"] == "too few held-out texts" and calm["held_out"]["positive"] < 5 and "heads" not in calm
+    assert not project.build("ablation").jobs
+
+    project.configure(ablation={"emotions": [], "layer": None, "heads": 1, "random": 2, "fill": "mean"})
+    assert "Ablation of heads up to layer 2" in project.build("ablation").text
+    mean = result(project, "ablation.json")
+    assert mean["fill"] == "mean" and sorted(mean["emotions"]) == EMOTIONS
+    same, other = (found["emotions"]["joy"]["2"] for found in (zero, mean))
+    assert same["heads"] == other["heads"] and same["auc"]["intact"] == other["auc"]["intact"]
+
+    for ablation, message in (
+        ({"emotions": ["gladness"]}, "ablation.emotions: this build makes no vector of 'gladness'"),
+        ({"layer": 3}, "ablation.layer: 3 is not among the target layers [1, 2]"),
+    ):
+        project.configure(ablation={"heads": 1, "random": 2, "fill": "zero", **ablation})
+        refused = project.run("ablation")
+        assert refused.status != 0 and message in refused.text, refused.text
+        assert not project.build().jobs, "it stops nobody else"
+
+
 def test_paired_stories(tmp_path: Path, tiny_model: Path) -> None:
     """The same scenes with joy and without: `paired` takes them scene by scene; an emotion without scenes is refused by
     name.

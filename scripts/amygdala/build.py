@@ -336,7 +336,7 @@ class Build:
         """Why the configuration's `ablation` cannot be made in this build; empty where it can."""
         emotions, layer = self.ablated()
         if absent := [emotion for emotion in emotions if emotion not in self.emotions]:
-            return f"ablation.emotions: {listed(absent)} get no vector in this build"
+            return f"ablation.emotions: this build makes no vector of {listed(absent)}"
         return "" if layer in self.layers else f"ablation.layer: {layer} is not among the target layers {self.layers}"
 
     @property

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import transformers
 
 from amygdala.architecture import Decoder, check_causal, count_layers, cut, find_decoder, text_config
 from amygdala.errors import UserError, shown
+from amygdala.tokens import Encoder
 
 # Buffers that old checkpoints carry along.
 HARMLESS = {
@@ -39,6 +40,28 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+
+
+def place(settings: Mapping[str, Any]) -> torch.device:
+    """Where a job with these settings runs its model, its threads set; settings: device, device_map, threads, shard (default
+    0). UserError where the device is not there, and where it contradicts the device map.
+    """
+    set_threads(settings["threads"])
+    device = pick_device(settings["device"], settings.get("shard", 0))
+    if settings["device_map"] and settings["device"] in ("cpu", "mps"):
+        spread = f"device_map: {settings['device_map']} spreads a model over GPUs"
+        raise UserError(f"{spread}; with device: {settings['device']} set it to null")
+    return device
+
+
+def open_encoder(settings: Mapping[str, Any]) -> tuple[Encoder, Any]:
+    """(what makes tokens of texts, with the model's tokenizer; the model's configuration), by the settings source, revision,
+    template and max_tokens, which the model's own limit bounds.
+    """
+    where = settings["source"], settings["revision"]
+    tokenizer, config = load_tokenizer(*where), read_config(*where)
+    max_tokens = min(settings["max_tokens"], max_positions(config) or settings["max_tokens"])
+    return Encoder(tokenizer, max_tokens, settings["template"]), config
 
 
 def keep_freed_memory() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,12 @@ def describe(model: str, base: list[Path], store: Path) -> Model:
         raise UserError(f"model: {shown(model)} is neither `embedded`, nor a folder or .gguf file that exists, nor a hub id")
     memo = store / "memo" / f"hub.{key(match['repository'], match['revision'])}.json"
     return _hub(match["repository"], match["revision"], memo)
+
+
+def check_model(model: Mapping[str, Any], source: str, store: Path) -> None:
+    """UserError where a model folder is no longer what the keys were made from, or a converted one is gone."""
+    if model["kind"] == "folder" and describe(model["source"], [Path()], store).identity != model["identity"]:
+        raise UserError(f"model: {model['source']} changed while snakemake was running. Run snakemake again")
+    if model["kind"] in ("embedded", "gguf") and not Path(source, "config.json").is_file():
+        Path(f"{source}.json").unlink(missing_ok=True)
+        raise UserError(f"model: the converted model {source} is gone. Run snakemake again: it is converted anew")

@@ -156,6 +156,26 @@ def _size(count: int, inches: float, least: float) -> tuple[float, float]:
     return length, min(8.5, max(3.5, 0.78 * 72 * length / max(count, 1)))
 
 
+def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels of that many inches on shared axes, at most so many in a row; the rest of the last row is
+    empty.
+    """
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(max(3.2, width * columns), 0.7 + height * rows),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for axes in grid.ravel()[count:]:
+        axes.set_visible(False)
+    return figure, list(grid.ravel()[:count])
+
+
 def _some(values: Sequence[Any], most: int) -> list[int]:
     """Positions of at most `most` tick labels, evenly spaced, the first among them."""
     return list(range(0, len(values), -(-len(values) // most)))
@@ -318,22 +338,9 @@ def draw_emotions(quality: Mapping[str, Any], names: Sequence[str]) -> Drawn:
         return finish(
             figure, "emotions", title, "Held-out AUC of every emotion (highest mean first) at every layer; 0.5 is chance."
         )
-    columns = min(6, len(names))
-    rows = -(-len(names) // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(max(3.2, 1.75 * columns), 0.7 + 1.25 * rows),
-        layout="constrained",
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
+    figure, panels = _panels(len(names), 6, 1.75, 1.25)
     low = np.nanmin([np.nan_to_num(np.nanmin([*found["low"].ravel(), 0.4]), nan=0.4), 0.4])
-    for at, axes in enumerate(grid.ravel()):
-        if at >= len(names):
-            axes.set_visible(False)
-            continue
+    for at, axes in enumerate(panels):
         part = {name: table[at] for name, table in found.items()}
         axes.fill_between(layers, part["null_low"], part["null_high"], color=NULL, alpha=0.28, linewidth=0)
         axes.fill_between(layers, part["low"], part["high"], color=ACCENT, alpha=0.2, linewidth=0)
@@ -399,21 +406,8 @@ def draw_families(quality: Mapping[str, Any]) -> Drawn:
     families = sorted({family for layer in layers for family in quality["families"][str(layer)]})[:12]
     if not families:
         return nothing("families", title, "No family has two emotions here.")
-    columns = min(4, len(families))
-    rows = -(-len(families) // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(max(3.2, 2.1 * columns), 0.7 + 1.5 * rows),
-        layout="constrained",
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for at, axes in enumerate(grid.ravel()):
-        if at >= len(families):
-            axes.set_visible(False)
-            continue
+    figure, panels = _panels(len(families), 4, 2.1, 1.5)
+    for at, axes in enumerate(panels):
         found = [quality["families"][str(layer)].get(families[at]) for layer in layers]
         value, mean, sd = (
             np.array([np.nan if one is None else pick(one) for one in found], dtype=np.float64)
