@@ -30,9 +30,10 @@ def amygdala(job: Pairs, model: str, dtype: str, layers: list[int], batch: int) 
     from amygdala import residual  # noqa: F401
     from amygdala.batching import Texts
     from amygdala.keys import text_digest
+    from amygdala.methods import mean_difference
     from amygdala.segments import RESIDUAL, Reader
     from amygdala.vectorfile import write_vector
-    from vectors import mean_difference, unit
+    from vectors import unit
 
     settings = {
         **{"source": model, "revision": None, "dtype": dtype, "template": None, "device": "cpu", "device_map": None},

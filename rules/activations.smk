@@ -24,4 +24,4 @@ rule capture:
 
 rule activations:
     input:
-        [ancient(path) for path in build.all_indices],
+        [ancient(path) for path in build.all_indices] if build.layers else get_unswept,

@@ -16,7 +16,6 @@ for number, emotions in enumerate(build.batches):
         conda:
             "../envs/light.yaml"
         params:
-            layers=build.layers,
             min_examples=build.config["min_examples"],
             weights=get_weights_files(),
             files=get_batch_vectors(emotions, build.heads),

@@ -11,6 +11,7 @@ rule store_neutral:
     params:
         neutral=get_neutral_path(),
         digests=get_digests(build.neutral),
+        least=build.config["min_content_chars"],
     message:
         "Neutral texts"
     script:
@@ -28,6 +29,7 @@ rule store_unseen:
         "../envs/light.yaml"
     params:
         sets=[vars(one) for one in build.unseen],
+        least=build.config["min_content_chars"],
     message:
         "Texts from elsewhere"
     script:

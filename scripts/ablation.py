@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amygdala.batch import by_layer
 from amygdala.batching import Budget, Texts, batches
 from amygdala.errors import UserError, shown
 from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN, digests_of, read_examples
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 LEAST_HELD_OUT = 5  # texts a side: fewer give no AUC worth a forward pass
+LEAST_SETS = 3
 CHANCE = 0.6  # an intact AUC up to here has nothing to lose
 CLEAR_Z = 3.0
 LARGE_FALL = 0.05
@@ -83,7 +85,7 @@ def random_sets(top: Sequence[Head], heads: Sequence[Head], count: int, emotion:
     return list(sets)
 
 
-def by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
+def heads_by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
     """{layer: [head, …]}"""
     found: dict[int, list[int]] = {}
     for layer, head in heads:
@@ -101,14 +103,16 @@ def judged(intact: float, ablated: float, random: Sequence[float], k: int) -> di
     """The figures of one emotion and layer and what they say: fall = intact - ablated, z = (fall - mean fall of the random
     sets) / their standard deviation (None where it is 0 or unknown), p = share of sets, this one included, that fall as far.
 
-    intact, ablated: AUC; random: AUC of each random set, may be empty.
+    intact, ablated: AUC; random: AUC of each random set; of fewer than LEAST_SETS nothing is said (p could not be below
+    1 / LEAST_SETS).
     """
     fall = intact - ablated
     mean, sd, z, p = None, None, None, None
-    against = "there are too few other heads to compare with"
     clear = False
-    if random:
-        mean, sd = float(np.mean(random)), float(np.std(random, ddof=1)) if len(random) > 1 else 0.0
+    if len(random) < LEAST_SETS:
+        against = f"there are {len(random)} other sets of as many heads to compare with, {LEAST_SETS} are needed"
+    else:
+        mean, sd = float(np.mean(random)), float(np.std(random, ddof=1))
         z = (mean - ablated) / sd if sd > 0 else None
         p = (1 + sum(value <= ablated for value in random)) / (1 + len(random))
         clear = ablated < min(random) and (z is None or z >= CLEAR_Z)
@@ -117,7 +121,7 @@ def judged(intact: float, ablated: float, random: Sequence[float], k: int) -> di
     heads = f"the top {k} heads" if k > 1 else "the top head"
     if intact <= CHANCE:
         outcome, words = "nothing to carry", f"the vector tells little apart: {change}"
-    elif not random:
+    elif mean is None:
         outcome, words = "no comparison", f"{heads} ablated: {change}"
     elif clear and fall >= LARGE_FALL:
         outcome, words = "carried", f"{heads} carr{'y' if k > 1 else 'ies'} it: {change}"
@@ -255,7 +259,7 @@ def ablate_emotion(
     made = list(batches(texts, np.arange(len(texts)), encoder, capture.poolings, budget))
     for heads, having in wanted.items():
         capture.select((pooling, layer) for layer in sorted({trial.layer for trial in having}))
-        with ablated(capture.projections, by_layer(heads), fill):
+        with ablated(capture.projections, heads_by_layer(heads), fill):
             rows = forward_rows(capture, made, budget, say)
         for trial in having:
             trial.scores[heads] = auc(rows[pooling, trial.layer], emotion.positive, trial.vector)
@@ -320,7 +324,7 @@ def ablate_emotions(
                 name,
                 emotion,
                 layer,
-                read_vector(Path(files[name]["vectors"][layer])),
+                read_vector(files[name]["vectors"][layer]),
                 deltas,
                 o_projs,
                 options["k"],
@@ -387,9 +391,7 @@ def make_ablation(
         raise UserError("ablation: k is at least 1, random at least 0, fill is mean or zero")
     device = loading.place(settings)
     encoder, config = loading.open_encoder(settings)
-    given = settings["batch_tokens"]
-    tokens = residual.BATCH_TOKENS[device.type] if given == "auto" else given
-    budget = Budget(tokens, settings["batch_size"], loading.rope_border(config))
+    budget = residual.budget(settings, device, config)
     below = [layer for layer in captured if layer <= max(layers)]
     say(f"loading layers 0 to {below[-1]} in {settings['dtype']}")
     where, spread = (settings["source"], settings["revision"]), settings["device_map"]
@@ -406,11 +408,7 @@ if "snakemake" in globals():
         params = snakemake.params
         check_model(params.model, params.settings["source"], Path(snakemake.output[0]).parents[1])
         paths = {
-            name: {
-                "examples": files["examples"],
-                "vectors": {int(layer): Path(path) for layer, path in files["vectors"].items()},
-            }
-            for name, files in params.files.items()
+            name: {"examples": files["examples"], "vectors": by_layer(files["vectors"])} for name, files in params.files.items()
         }
         make_ablation(
             paths,

@@ -207,9 +207,7 @@ def run_model(
         for layer in layers:
             if "reason" in capture.layout(layer):
                 say(f"layer {layer} has no heads: {capture.layout(layer)['reason']}")
-        wanted_tokens = settings["batch_tokens"]
-        tokens = residual.BATCH_TOKENS[device.type] if wanted_tokens == "auto" else wanted_tokens
-        budget = Budget(tokens, settings["batch_size"], loading.rope_border(config))
+        budget = residual.budget(settings, device, config)
         with Buffer(spaces, texts, capture, flush_rows) as buffer:
             done = forward(texts, groups, capture, encoder, buffer, budget, say)
     chars = sum(int(texts.chars[positions].sum()) for _, positions in groups)

@@ -24,17 +24,24 @@ if TYPE_CHECKING:
 
 
 def to_forward(
-    index: Index, corpus: Corpus, emotions: Iterable[str], layers: Sequence[int], spaces: Sequence[Path]
+    index: Index,
+    corpus: Corpus,
+    emotions: Iterable[str],
+    layers: Sequence[int],
+    spaces: Sequence[Path],
+    neutral: Mapping[str, int],
 ) -> changes.Forward:
-    """The texts of all examples, and those of which the store lacks a row at one of the layers in one of the spaces."""
-    roles = {role.row: role.digest for emotion in emotions for role in corpus.roles(emotion)}
-    digests = as_keys(list(roles.values()))
-    lacks = np.zeros(len(roles), dtype=bool)
+    """The texts of all examples and the neutral ones ({digest: characters}), and those of which the store lacks a row at one of
+    the layers in one of the spaces.
+    """
+    texts = {role.digest: int(index.chars[role.row]) for emotion in emotions for role in corpus.roles(emotion)}
+    texts |= neutral
+    digests, chars = as_keys(list(texts)), np.array(list(texts.values()), dtype=np.int64)
+    lacks = np.zeros(len(texts), dtype=bool)
     for space in spaces:
         for layer in layers:
             lacks |= held_rows(space, layer).find(digests) < 0
-    lacking = np.array(list(roles), dtype=np.int64)[lacks]
-    return changes.Forward(len(lacking), len(roles), int(index.chars[lacking].sum()), recall(spaces[0] / "rate.json"))
+    return changes.Forward(int(lacks.sum()), len(texts), int(chars[lacks].sum()), recall(spaces[0] / "rate.json"))
 
 
 @dataclass(frozen=True)
@@ -113,13 +120,14 @@ def make_report(
 ) -> changes.Report:
     """The current snapshot against `before`.
 
-    facts: of the last release's manifest, empty without one; current: snapshot (path), snapshot_key, index (see
-    Build.index_settings), layers, spaces, facts (of the manifest to be), nodes; files: {emotion: what is built for it}.
+    facts: of the last release's manifest, empty without one; current: see Build.change_settings; files: {emotion: what is built
+    for it}.
     """
     beside = current["index"]
     index = index_beside(beside["path"], current["snapshot"], beside["facts"], beside["looked_for"])
     rebuild = sorted(emotion for emotion, paths in files.items() if missing_of(paths))
-    forward = to_forward(index, Corpus(index, rules), files, current["layers"], [Path(space) for space in current["spaces"]])
+    spaces = [Path(space) for space in current["spaces"]]
+    forward = to_forward(index, Corpus(index, rules), files, current["layers"], spaces, current["neutral"])
     settings = changes.setting_changes(facts, current["facts"]) if facts else []
     nodes: list[changes.NodeChange] = []
     emotions: list[changes.EmotionChange] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amygdala.directions import Denoiser, NoScenariosError, Recipe, Sides, direction_of, prepared
-from amygdala.errors import UserError
+from amygdala.errors import UserError, shown
 from amygdala.exampleset import HELD_OUT, TRAIN, Example, read_examples
 from amygdala.files import write_json
 from amygdala.job import job
@@ -50,7 +50,7 @@ def compare_emotion(
                 try:
                     rows = prepared(recipe, train, layer, positive, negative, denoiser, min_examples)
                     components = None if denoiser is None else denoiser.components(layer)
-                    vector, _ = unit(direction_of(recipe, *rows, components), f"emotion {emotion}, layer {layer}")
+                    vector, _ = unit(direction_of(recipe, *rows, components), f"emotion {shown(emotion)}, layer {layer}")
                 except (NoScenariosError, UserError) as error:
                     found.append({**line, "reason": str(error)})
                     continue

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amygdala.errors import UserError
 from amygdala.files import read_json, write_json
 from amygdala.job import job
 from amygdala.measures import LEVEL, generator, quantiles
@@ -37,10 +38,18 @@ def table_of(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[C
     return list(choices), table
 
 
+def over_emotions(what: str, values: np.ndarray) -> list[float] | None:
+    """The interval of the mean of values [emotions], by drawing emotions anew; None of fewer than two."""
+    if len(values) < 2:
+        return None
+    draws = generator(what, len(values)).integers(0, len(values), size=(REPLICATES, len(values)))
+    return quantiles(values[draws].mean(axis=1))
+
+
 def ranked(choices: Sequence[Choice], table: np.ndarray) -> list[dict[str, Any]]:
-    """The choices by mean AUC over the emotions that all of them could measure, best first, each with the interval of its mean
-    and of how far it lies behind the best one (emotions drawn anew, the same draw for all: they are compared emotion by
-    emotion).
+    """The choices by mean AUC over the emotions that they could measure, those with the most emotions first, each with the
+    interval of its mean and of how far it lies behind the first one on the emotions that both have (emotions drawn anew, the
+    same draw for both). An interval over fewer than two emotions is None.
 
     A choice that has no vector for an emotion that others have (`paired` without scenarios) is ranked on its own emotions, and
     says how many these are.
@@ -58,14 +67,12 @@ def ranked(choices: Sequence[Choice], table: np.ndarray) -> list[dict[str, Any]]
             continue
         both = ~np.isnan(table[row]) & ~np.isnan(best)
         own = table[row][~np.isnan(table[row])]
-        draws = generator("comparison", len(own)).integers(0, len(own), size=(REPLICATES, len(own)))
         pooling, layer, method, share = choices[row]
         line: dict[str, Any] = {"pooling": pooling, "layer": layer, "method": method, "denoise": share}
-        line |= {"mean_auc": float(own.mean()), "interval": quantiles(own[draws].mean(axis=1)), "emotions": len(own)}
+        line |= {"mean_auc": float(own.mean()), "interval": over_emotions("comparison", own), "emotions": len(own)}
         if both.any():
             behind = best[both] - table[row][both]
-            draws = generator("behind", len(behind)).integers(0, len(behind), size=(REPLICATES, len(behind)))
-            line |= {"behind": float(behind.mean()), "behind_interval": quantiles(behind[draws].mean(axis=1))}
+            line |= {"behind": float(behind.mean()), "behind_interval": over_emotions("behind", behind)}
         found.append(line)
     return found
 
@@ -76,15 +83,19 @@ def named(line: Mapping[str, Any]) -> str:
     return f"{line['method']}{share}, pooling {line['pooling']}, layer {line['layer']}"
 
 
+def measured(line: Mapping[str, Any]) -> str:
+    """A mean with its interval and its number of emotions in words."""
+    within = "" if line["interval"] is None else " ({:.3f} to {:.3f})".format(*line["interval"])
+    return f"{line['mean_auc']:.3f}{within} over {line['emotions']} emotion{'s' if line['emotions'] > 1 else ''}"
+
+
 def in_words(lines: Sequence[Mapping[str, Any]]) -> str:
     """Which choice reads out best, and which cannot be told from it."""
     if not lines:
         return "nothing is held out: no choice can be measured"
     best = lines[0]
-    low, high = best["interval"]
-    count = best["emotions"]
-    said = f"best: {named(best)}: mean held-out AUC {best['mean_auc']:.3f} ({low:.3f} to {high:.3f}) over {count} emotions"
-    alike = [line for line in lines[1:] if line.get("behind_interval") and line["behind_interval"][0] <= 0]
+    said = f"best: {named(best)}: mean held-out AUC {measured(best)}"
+    alike = [line for line in lines[1:] if not line.get("behind_interval") or line["behind_interval"][0] <= 0]
     methods = sorted({line["method"] for line in alike} - {best["method"]})
     same = f"; {len(alike)} others cannot be told from it" if alike else "; all others are behind it"
     return said + same + (f" (among them {', '.join(methods)})" if methods else "")
@@ -92,11 +103,7 @@ def in_words(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def text_table(lines: Sequence[Mapping[str, Any]], count: int = SHOWN) -> list[str]:
     """The first lines of the ranking, for a terminal."""
-    told = []
-    for line in lines[:count]:
-        low, high = line["interval"]
-        told.append(f"{line['mean_auc']:.3f} ({low:.3f} to {high:.3f}), {line['emotions']} emotions: {named(line)}")
-    return told
+    return [f"{measured(line)}: {named(line)}" for line in lines[:count]]
 
 
 def compared(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -127,12 +134,17 @@ def beyond(looks: int) -> float:
 def swept(results: Mapping[str, Sequence[Mapping[str, Any]]], chosen_for: Mapping[str, Any], count: int) -> dict[str, Any]:
     """What sweep.json holds: the chosen layers and why, mean AUC by layer with intervals, and the AUC of each emotion."""
     choices, table = table_of(results)
+    if not choices:
+        why = next(line["reason"] for lines in results.values() for line in lines)
+        raise UserError(f"sweep: no layer of any emotion could be measured: {why}")
     layers = [layer for _, layer, _, _ in choices]
     low = np.full_like(table, np.nan)
     for column, lines in enumerate(results.values()):
+        # An emotion's widest interval at all layers: where few texts are told apart without a fault it has no width.
+        widths = [line["interval"][1] - line["interval"][0] for line in lines if line.get("interval")]
+        sd = max(widths, default=0.0) / (2 * NormalDist().inv_cdf((1 + LEVEL) / 2))
         for line in lines:
             if line.get("interval"):
-                sd = (line["interval"][1] - line["interval"][0]) / (2 * NormalDist().inv_cdf((1 + LEVEL) / 2))
                 low[layers.index(line["layer"]), column] = line["auc"] - beyond(table.size) * sd
     choice = choose_layers(table.T, low.T, layers, list(results), count)
     macro = {str(line["layer"]): {k: line[k] for k in ("mean_auc", "interval", "emotions")} for line in ranked(choices, table)}
@@ -167,7 +179,7 @@ def draw(report: Mapping[str, Any], output: Path) -> None:
             axis.plot(list(known), list(known.values()), color="#8894a0", linewidth=0.6, alpha=0.6)
         if layers:
             told = list(report["macro_auc"].values())
-            low, high = zip(*(line["interval"] for line in told), strict=True)
+            low, high = zip(*(line["interval"] or (np.nan, np.nan) for line in told), strict=True)
             axis.fill_between(layers, low, high, color="#c2410c", alpha=0.15, linewidth=0)
             axis.plot(layers, [line["mean_auc"] for line in told], color="#c2410c", label="mean, and its interval")
             axis.legend(loc="lower right")

@@ -27,21 +27,12 @@ def auc_table(quality: dict[str, Any], concepts: list[str], layers: list[int]) -
     return np.array(rows, dtype=np.float64)
 
 
-def best_layer(table: np.ndarray, layers: list[int]) -> int:
-    """The layer with the highest mean AUC over emotions; the last one where nothing was held out."""
-    if np.isnan(table).all():
-        return layers[-1]
-    with np.errstate(invalid="ignore"):
-        means = np.nansum(table, axis=0) / np.maximum((~np.isnan(table)).sum(axis=0), 1)
-    return layers[int(np.argmax(means))]
-
-
 def draw(readout: Readout, quality: dict[str, Any], output: Path) -> None:
     """Write the picture as SVG; the same readout and quality give the same bytes."""
     table = auc_table(quality, readout.concepts, readout.layers)
     order = np.argsort(-np.nan_to_num(table.mean(axis=1), nan=-1.0), kind="stable")
     names = [readout.concepts[row] for row in order]
-    layer = best_layer(table, readout.layers)
+    layer = readout.layers[-1] if quality["best_layer"] is None else quality["best_layer"]
     vectors = readout.vectors[layer][order].astype(np.float64)
     size = max(3.0, ROW_INCHES * len(names))
     with matplotlib.rc_context({"svg.hashsalt": "amygdala", "font.size": 8, "text.parse_math": False}):

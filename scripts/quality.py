@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amygdala.across import correlations, family_figures, head_service, nearest, ridge_on_others, top
+from amygdala.batch import by_layer
 from amygdala.exampleset import HELD_OUT, read_examples
 from amygdala.files import read_json, write_json
 from amygdala.job import job
@@ -79,12 +80,15 @@ def cross_figures(
 
 
 def macro(values: Sequence[float | None], layer: int) -> dict[str, Any]:
-    """Mean AUC over the emotions that have one, with its interval over emotions drawn anew."""
+    """Mean AUC over the emotions that have one, with its interval over emotions drawn anew where there are two at least."""
     known = np.array([value for value in values if value is not None])
     if not len(known):
         return {"mean": None, "interval": None, "emotions": 0}
-    draws = generator("macro", layer).integers(0, len(known), size=(REPLICATES, len(known)))
-    return {"mean": float(known.mean()), "interval": quantiles(known[draws].mean(axis=1)), "emotions": len(known)}
+    interval = None
+    if len(known) > 1:
+        draws = generator("macro", layer).integers(0, len(known), size=(REPLICATES, len(known)))
+        interval = quantiles(known[draws].mean(axis=1))
+    return {"mean": float(known.mean()), "interval": interval, "emotions": len(known)}
 
 
 def best_of(means: Mapping[str, float | None]) -> int | None:
@@ -134,9 +138,9 @@ def make_quality(
             report[name]["layers"][str(layer)] = {**figures, **told}
         macros[str(layer)] = macro([report[name]["layers"][str(layer)]["held_out"]["auc"] for name in names], layer)
     for name in names:
-        by_layer = report[name]["layers"]
-        best = best_of({layer: figures["held_out"]["auc"] for layer, figures in by_layer.items()})
-        chosen = by_layer[str(layers[-1] if best is None else best)]
+        of_layers = report[name]["layers"]
+        best = best_of({layer: figures["held_out"]["auc"] for layer, figures in of_layers.items()})
+        chosen = of_layers[str(layers[-1] if best is None else best)]
         flags = triage(name, report[name], chosen, chosen, shares, looks=len(layers))
         report[name] |= {"best_layer": best, "verdict": verdict(flags), "triage": line(flags, chosen)}
     quality = rounded(
@@ -161,10 +165,7 @@ if "snakemake" in globals():
         files = {
             name: {
                 **{kind: Path(paths[kind]) for kind in ("examples", "texts")},
-                **{
-                    kind: {int(layer): Path(path) for layer, path in paths[kind].items()}
-                    for kind in ("layers", "vectors", "heads")
-                },
+                **{kind: by_layer(paths[kind]) for kind in ("layers", "vectors", "heads")},
             }
             for name, paths in params.files.items()
         }

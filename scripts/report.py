@@ -44,12 +44,11 @@ def make_report(
     layer = readout.layers[-1] if quality["best_layer"] is None else quality["best_layer"]
     vectors = readout.vectors[layer].astype(np.float64)
     layer_of = {name: chosen_layer(quality, name) for name in names}
-    figures, clusters = draw_all(quality, names, vectors @ vectors.T, layer, heads, layer_of)
-    order = [names[at] for at in clusters.order]
+    figures = draw_all(quality, names, vectors @ vectors.T, layer, heads, layer_of)
     for name in FIGURES:
         with whole(folder / f"{name}.svg") as temporary:
             temporary.write_bytes(figures[name].svg)
-    write_text(folder / PAGE, render(quality, readout.manifest, tokens, figures, order, layer))
+    write_text(folder / PAGE, render(quality, readout.manifest, tokens, figures, layer))
 
 
 if "snakemake" in globals():

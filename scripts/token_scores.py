@@ -1,6 +1,6 @@
 """How strongly each token of a few example texts projects on its emotion's vector, for the report."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from amygdala.batching import Batch
 from amygdala.errors import UserError
 from amygdala.exampleset import HELD_OUT, POSITIVE, TRAIN, Example, read_examples
 from amygdala.files import read_json, write_json
-from amygdala.job import job
+from amygdala.job import Say, job
 from amygdala.modelinfo import check_model
 from amygdala.segments import RESIDUAL, Reader
 from amygdala.tokens import Encoder, Tokens, pool_weights
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 DIGITS = 4
 NORMAL = 1.4826  # standard deviations of a normal distribution in a median absolute deviation
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

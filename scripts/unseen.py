@@ -57,15 +57,14 @@ def score_emotion(
     texts: Sequence[Text],
     projections: Mapping[int, np.ndarray],
     best_layer: int,
-    min_positive_score: float,
+    positive: np.ndarray,
+    negative: np.ndarray,
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """One emotion's figures on one set: AUC with interval and Cohen's d by layer; histogram and extremes at its best layer.
 
-    projections: {layer: float64 [texts]}. A positive is scored at least `min_positive_score`, a negative is without the
-    emotion.
+    projections: {layer: float64 [texts]}; positive, negative: bool [texts].
     """
-    positive, negative = sides_of(emotion, texts, min_positive_score)
     layers = {}
     for layer, scores in projections.items():
         sides = scores[positive], scores[negative]
@@ -96,7 +95,7 @@ def with_aliases(texts: Sequence[Text], aliases: Mapping[str, str]) -> list[Text
 
 
 def sides_of(emotion: str, texts: Sequence[Text], min_positive_score: float) -> tuple[np.ndarray, np.ndarray]:
-    """(positives, negatives) of a set's texts, bool [texts] each."""
+    """(positives: scored at least `min_positive_score`; negatives: without the emotion) of a set's texts, bool [texts] each."""
     given = [text.scores.get(emotion) for text in texts]
     positive = np.array([score is not None and score >= min_positive_score for score in given], dtype=bool)
     return positive, np.array([score is None or score <= 0 for score in given], dtype=bool)
@@ -138,7 +137,7 @@ def score_set(
         bootstrap = Bootstrap(n, m, generator("unseen", name, emotion))
         projections = {layer: values[:, number] for layer, values in by_layer.items()}
         result["emotions"][emotion] = score_emotion(
-            name, emotion, used, projections, best_layers[emotion], min_positive_score, bootstrap
+            name, emotion, used, projections, best_layers[emotion], positive, negative, bootstrap
         )
     return result
 
@@ -193,7 +192,7 @@ def draw(report: Mapping[str, Any], output: Path, most: int = 24) -> None:
 if "snakemake" in globals():
     with job(snakemake, aloud=True) as say:
         params = snakemake.params
-        texts = read_stored(snakemake.input.texts[0])
+        texts, too_short = read_stored(snakemake.input.texts[0])
         readout = load_readout(snakemake.input.release[0], snakemake.input.release[1])
         quality = read_json(snakemake.input.quality[0])
         reader = Reader(snakemake.input.index)
@@ -210,7 +209,9 @@ if "snakemake" in globals():
             scored = score_set(name, chosen, reader, readout, best, params.min_positive_score, trained)
             if scored["trained_on"]:
                 say(f"warning: {name}: {scored['trained_on']} texts are left out: vectors were made from them")
-            sets[name] = {"macro": macro_of(scored["emotions"]), **scored}
+            if too_short[name]:
+                say(f"warning: {name}: {too_short[name]} texts are shorter than min_content_chars and left out")
+            sets[name] = {"macro": macro_of(scored["emotions"]), "too_short": too_short[name], **scored}
             told = sets[name]["macro"]["any"]
             mean = "no AUC" if told["mean_auc"] is None else f"mean AUC {told['mean_auc']:.3f} over {told['emotions']} emotions"
             say(f"{name}: {scored['texts']} texts, {mean}")

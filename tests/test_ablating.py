@@ -197,6 +197,6 @@ def test_rows_come_in_the_order_of_their_positions(capture: Capture) -> None:
 def test_rows_that_are_no_numbers_are_refused(capture: Capture) -> None:
     width = projection_of(capture, 1).head_dim
     infinite = {1: np.full((4, width), np.inf)}
-    refused = pytest.raises(UserError, match="activations are not finite numbers with heads ablated")
+    refused = pytest.raises(UserError, match="activations are not finite numbers; fp16")
     with refused, ablated(capture.projections, {1: [0]}, infinite):
         forward_rows(capture, [pad(range(4), texts(), POOLINGS)], Budget(1000), print)

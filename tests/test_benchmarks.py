@@ -18,6 +18,7 @@ from amygdala.files import read_json
 FOLDER = tiny.REPOSITORY / "benchmarks"
 sys.path.append(str(FOLDER))
 
+import contender  # noqa: E402
 import goemotions  # noqa: E402
 import jobs  # noqa: E402
 
@@ -72,6 +73,13 @@ def test_pairs_are_positives_and_as_many_texts_without_the_label() -> None:
     assert jobs.paired(labelled, seed=0, at_most=12, at_least=21) == {}
     unique, slots = jobs.count(job)
     assert slots == 72 and unique == len(jobs.texts_of(job)) <= 60
+
+
+def test_our_own_contender_runs(tiny_model: Path) -> None:
+    """The peers' libraries live in environments of their own; ours is imported here."""
+    job = {"joy": [(f"A bright morning, number {n}.", f"A list of parts, page {n}.") for n in range(4)]}
+    done = contender.amygdala(job, str(tiny_model), "fp32", [0, 1], 0)
+    assert done["forwards"] == 8 and done["seconds"] > 0
 
 
 def test_the_goemotions_job() -> None:

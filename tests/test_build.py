@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,11 @@ import pytest
 
 import amygdala.build
 import amygdala.snapshots
+import tiny
 from amygdala.errors import UserError
 from amygdala.graph import RawNode
 from amygdala.sources import live_lines, sources_of
+from amygdala.textsets import neutral_texts
 from builds import (
     ALL_ROWS,
     EMOTIONS,
@@ -239,7 +244,7 @@ def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
         ({"sweep_layers": 2}, set()),
         ({"unseen": []}, set()),
         ({"report_texts": 1}, set()),
-        ({"ablation": {"emotions": ["joy"], "layer": 1, "heads": 1, "fill": "zero", "random": 2}}, set()),
+        ({"ablation": {"emotions": ["joy"], "layer": 1, "heads": 1, "fill": "zero", "random": 3}}, set()),
         ({"seed": 1}, {"release"}),  # no emotion has more examples than the cap
         ({"min_positive_score": 9}, {"release"}),
         ({"snapshot": "elsewhere.jsonl"}, set()),  # no live source is built from it
@@ -520,6 +525,48 @@ def test_a_missing_set_of_texts_from_elsewhere_stops_nobody_else(config: dict[st
     build = make_build(config, unseen=missing)
     assert build.no_unseen.startswith("unseen: no such file") and build.selections == make_build(config).selections
     assert make_build(config).no_unseen == ""
+
+
+def test_ablation_takes_an_alias_for_its_emotion(config: dict[str, Any]) -> None:
+    config["emotions"]["aliases"] = {"delight": "joy"}
+    ablation = {**config["ablation"], "emotions": ["Delight"]}
+    build = make_build(config, ablation=ablation)
+    assert build.ablated()[0] == ["joy"] and build.no_ablation == ""
+
+
+def test_neutral_texts_want_a_readable_file(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"neutral: cannot read .*: it is a folder"):
+        make_build(config, denoise=0.5, neutral=str(tmp_path))
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=r"^cannot read .*neutral\.jsonl: Permission denied$"):
+        neutral_texts(tiny.REPOSITORY / "resources" / "neutral.jsonl", 1)
+
+
+def test_keys_cover_the_neutral_texts_and_not_the_code_that_reads_them(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["The bus leaves at six from the old station.", *(f"{'Onions and rice, ' * 4}page {n}." for n in range(3))]
+    Path("short.jsonl").write_text("".join(json.dumps({"key": str(n), "text": t}) + "\n" for n, t in enumerate(texts)))
+    assert [len(make_build(config, denoise=0.5, neutral="short.jsonl", min_content_chars=n).neutral) for n in (40, 48)] == [
+        4,
+        3,
+    ]
+    one = make_build(config, denoise=0.5)
+    before, original = [one.compared(name, "joy") for name in ("compare", "sweep")], amygdala.build.code
+    monkeypatch.setattr(amygdala.build, "code", lambda name: "other" if name == "texts" else original(name))
+    other = make_build(config, denoise=0.5)
+    assert other.texts("neutral") != one.texts("neutral") and changed(one, other) == set()
+    assert [other.compared(name, "joy") for name in ("compare", "sweep")] == before
+
+
+def test_a_sweep_depends_on_the_pooling_that_it_reads(config: dict[str, Any]) -> None:
+    one, two, three = (make_build(config, pooling=given) for given in ("mean", ["mean", "last"], "last"))
+    assert one.compared("sweep", "joy") == two.compared("sweep", "joy") != three.compared("sweep", "joy")
+    assert one.compared("compare", "joy") != two.compared("compare", "joy")
 
 
 def test_what_a_sweep_chose_is_for_its_own_settings(config: dict[str, Any]) -> None:

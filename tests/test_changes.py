@@ -208,12 +208,21 @@ def test_texts_that_lack_a_row_at_any_layer_are_forwarded(tmp_path: Path) -> Non
         rows = np.zeros((len(digests), 4), dtype=np.float32)
         write_segment(tmp_path, layer, Rows(digests, rows, None, *(none[: len(digests)],) * 3), {"reason": "none"})
     (tmp_path / "rate.json").write_text(json.dumps(RATE))
-    found = script.to_forward(corpus.index, corpus, ["joy"], [1, 2], [tmp_path])
+    found = script.to_forward(corpus.index, corpus, ["joy"], [1, 2], [tmp_path], {})
     assert found == Forward(10, 20, sum(len(text(n)) for n in range(10, 20)), RATE)
-    assert script.to_forward(corpus.index, corpus, ["joy"], [1], [tmp_path]).texts == 8
-    assert script.to_forward(corpus.index, corpus, ["joy"], [1], [tmp_path / "none"]) == Forward(
+    assert script.to_forward(corpus.index, corpus, ["joy"], [1], [tmp_path], {}).texts == 8
+    assert script.to_forward(corpus.index, corpus, ["joy"], [1], [tmp_path / "none"], {}) == Forward(
         20, 20, found.chars + sum(len(text(n)) for n in range(10)), None
     )
+
+
+def test_neutral_texts_are_forwarded_too(tmp_path: Path) -> None:
+    """A text that is both an example and a neutral one goes through the model once."""
+    corpus = corpus_of(graph(20, joy=range(6)), rules())
+    neutral = {digest_of("The bus leaves at six."): 22, digest_of(text(0)): len(text(0))}
+    plain = script.to_forward(corpus.index, corpus, ["joy"], [1], [tmp_path], {})
+    found = script.to_forward(corpus.index, corpus, ["joy"], [1], [tmp_path], neutral)
+    assert (found.texts, found.unique, found.chars) == (plain.texts + 1, plain.unique + 1, plain.chars + 22)
 
 
 def test_texts_that_lack_a_row_in_any_space_are_forwarded(tmp_path: Path) -> None:
@@ -227,10 +236,10 @@ def test_texts_that_lack_a_row_in_any_space_are_forwarded(tmp_path: Path) -> Non
     (tmp_path / "one" / "rate.json").write_text(json.dumps(RATE))
     spaces = [tmp_path / "one", tmp_path / "two"]
     lacking = sorted(set(range(20)) - (set(held["one"]) & set(held["two"])))
-    assert script.to_forward(corpus.index, corpus, ["joy"], [1], spaces) == Forward(
+    assert script.to_forward(corpus.index, corpus, ["joy"], [1], spaces, {}) == Forward(
         len(lacking), 20, sum(len(text(n)) for n in lacking), RATE
     )
-    assert script.to_forward(corpus.index, corpus, ["joy"], [1], spaces[1:]) == Forward(
+    assert script.to_forward(corpus.index, corpus, ["joy"], [1], spaces[1:], {}) == Forward(
         8, 20, sum(len(text(n)) for n in range(20) if n not in held["two"]), None
     )
 

@@ -18,7 +18,7 @@ EMOTIONS = ["calm", "hope", "joy"]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project:
-    nodes = [json.loads(line) for line in tiny.SAMPLE.read_text(encoding="utf-8").splitlines()]
+    nodes = tiny.sample_nodes()
     project = Project.make(
         tmp_path_factory.mktemp("changes") / "project",
         nodes[:400],

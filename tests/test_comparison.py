@@ -221,7 +221,8 @@ def test_a_choice_holds_for_what_it_was_made_for(tmp_path: Path) -> None:
     for name in facts:
         with pytest.raises(NotSweptError, match=f"was made for {name} "):
             swept_layers(path, {**facts, name: "other"})
-    for content in ("[]", "{}", '{"for": {}, "layers": []}', '{"layers": [1]}'):
+    wrong = ["[]", "{}", '{"for": {}, "layers": []}', '{"layers": [1]}']
+    for content in (*wrong, *(f'{{"for": {{}}, "layers": [{layer}]}}' for layer in ('"3"', "null", "[1]", "1.7", "true"))):
         path.write_text(content)
         with pytest.raises(NotSweptError, match="holds no choice of layers"):
             swept_layers(path, facts)
@@ -233,7 +234,14 @@ def test_a_choice_holds_for_what_it_was_made_for(tmp_path: Path) -> None:
 def test_sweep_tells_the_auc_of_each_emotion_and_layer() -> None:
     lines = {
         emotion: [
-            {"pooling": "mean", "layer": layer, "method": "lda", "denoise": None, "auc": value, "interval": [value - 0.01, 1]}
+            {
+                "pooling": "mean",
+                "layer": layer,
+                "method": "lda",
+                "denoise": None,
+                "auc": value,
+                "interval": [value - 0.01, value + 0.01],
+            }
             for layer, value in ((0, 0.5), (1, first), (2, second))
         ]
         for emotion, first, second in (("joy", 0.9, 0.6), ("awe", 0.8, 0.95))
@@ -244,6 +252,35 @@ def test_sweep_tells_the_auc_of_each_emotion_and_layer() -> None:
     assert report["choice"][1]["emotions"] == ["awe"]
     assert report["emotions"]["awe"] == {"0": 0.5, "1": 0.8, "2": 0.95} and set(report["emotions"]["calm"].values()) == {None}
     assert report["macro_auc"]["1"]["mean_auc"] == pytest.approx(0.85) and report["macro_auc"]["1"]["emotions"] == 2
+
+
+def test_an_auc_of_one_of_few_texts_chooses_no_layer() -> None:
+    """A bootstrap of texts told apart without a fault has no width; the emotion's other layers say how much to trust it."""
+    aucs = {"joy": (0.875, 1.0, 0.75), "awe": (0.9, 0.75, 1.0), "calm": (1.0, 0.9, 0.875)}
+    lines = {
+        emotion: [
+            {"pooling": "mean", "layer": n, "method": "lda", "denoise": None, "auc": auc}
+            | {"interval": [1.0, 1.0] if auc == 1 else [auc - 0.3, 1.0]}
+            for n, auc in enumerate(values)
+        ]
+        for emotion, values in aucs.items()
+    }
+    assert len(comparison.swept(lines, {}, 4)["layers"]) == 1
+
+
+def test_a_sweep_of_texts_too_short_says_so() -> None:
+    lines = {"joy": [{"pooling": "from_token:50", "reason": "only 2 of 9 positive training texts are long enough"}]}
+    with pytest.raises(UserError, match=r"^sweep: no layer of any emotion could be measured: only 2 of 9 positive"):
+        comparison.swept(lines, {}, 4)
+
+
+def test_one_emotion_gives_no_interval_and_no_certainty() -> None:
+    choices: list[comparison.Choice] = [("mean", 1, "lda", None), ("mean", 1, "pca", None)]
+    lines = comparison.ranked(choices, np.array([[0.8], [0.799]]))
+    assert [line["interval"] for line in lines] == [None, None] and lines[1]["behind_interval"] is None
+    told = comparison.in_words(lines)
+    assert "0.800 over 1 emotion; 1 others cannot be told from it" in told
+    assert comparison.text_table(lines)[0] == "0.800 over 1 emotion: lda, pooling mean, layer 1"
 
 
 def test_the_picture_is_the_same_each_time(tmp_path: Path) -> None:

@@ -412,6 +412,15 @@ def test_numbers_of_the_command_line_inside_lists_and_mappings() -> None:
     assert config["graph"] == "8"
 
 
+@pytest.mark.parametrize("spelled", ["null", "None"])
+def test_null_on_the_command_line_is_null_where_that_is_a_value(spelled: str) -> None:
+    """`--config denoise=null`: snakemake hands over the word."""
+    names = {"denoise", "batch_size", "device_map", "template", "max_negative_score"}
+    config = with_numbers(merged({**dict.fromkeys(names, spelled), "method": spelled, "neutral": spelled}), SCHEMA)
+    assert all(config[name] is None for name in names)
+    assert (config["method"], config["neutral"]) == (spelled, spelled)
+
+
 # Poolings and templates
 
 
@@ -505,15 +514,18 @@ def test_float_that_is_no_depth_is_refused(given: float) -> None:
     ("text", "problem"),
     [
         (
-            "ablation:\n  emotions: [joy, '9']\n  layer: 2\n  heads: 1\n  fill: mean\n  random: 2",
+            "ablation:\n  emotions: [joy, '9']\n  layer: 2\n  heads: 1\n  fill: mean\n  random: 3",
             r"FILE:5: 'ablation.emotions': ",
         ),
         ("families:\n  warm: [joy, 'a b']", r"FILE:5: 'families.warm': "),
+        ("families:\n  2024: [joy]", r"'families': 2024 is not of type 'string'"),
+        ("families:\n  on: [joy]", r"'families': True is not of type 'string'"),
+        ("emotions:\n  aliases: {on: joy}", r"'emotions.aliases': True is not of type 'string'"),
         ("families:\n  warm: joy", r"FILE:5: 'families.warm': 'joy' is not of type 'array'"),
         ("ablation:\n  heads: 1", r"config: missing key 'ablation.emotions'|FILE:3: 'ablation'"),
         (
-            "ablation: {emotions: [], layer: null, heads: 1, fill: mean, random: 1}",
-            r"'ablation.random': 1 is less than the minimum of 2",
+            "ablation: {emotions: [], layer: null, heads: 1, fill: mean, random: 2}",
+            r"'ablation.random': 2 is less than the minimum of 3",
         ),
         ("unseen:\n  - {source: table, path: a.csv}", r"FILE:5: 'unseen.0': a source of this kind needs the key 'text'"),
         ("unseen:\n  - {source: file, path: a.jsonl}", r"FILE:5: 'unseen.0': the set has no `name:`"),

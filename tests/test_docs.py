@@ -27,7 +27,7 @@ from test_memory_server import PROGRAMS, free_port
 pytestmark = pytest.mark.end_to_end
 PAGE = (tiny.REPOSITORY / "docs/sources.md").read_text(encoding="utf-8")
 BLOCKS = {block.splitlines()[0].removeprefix("# "): block for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)}
-NODES = [json.loads(line) for line in tiny.SAMPLE.read_text(encoding="utf-8").splitlines()]
+NODES = tiny.sample_nodes()
 SPLIT = [(node["key"], *split_tags(node["text"])) for node in NODES]
 TOKEN = "open-sesame"
 

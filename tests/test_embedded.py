@@ -24,7 +24,7 @@ TAG_LINE = re.compile(r"\s*([a-z]+:\d+ ?)+\s*")
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The sample graph, all its emotions, two middle layers and the model's last."""
-    nodes = [json.loads(line) for line in tiny.SAMPLE.read_text(encoding="utf-8").splitlines()]
+    nodes = tiny.sample_nodes()
     project = Project.make(tmp_path_factory.mktemp("sample") / "project", nodes, dtype="fp32", target_layers=LAYERS)
     project.run().ok()
     return project

@@ -20,7 +20,7 @@ EMOTIONS = ["calm", "frustration", "joy"]
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project:
     """3 emotions at layers 1 and 2 of the tiny model, two poolings, neutral texts projected out."""
-    nodes = [json.loads(line) for line in tiny.SAMPLE.read_text(encoding="utf-8").splitlines()]
+    nodes = tiny.sample_nodes()
     project = Project.make(
         tmp_path_factory.mktemp("measured") / "project",
         nodes,
@@ -101,7 +101,7 @@ def test_auto_wants_a_sweep_and_then_builds_what_it_chose(project: Project) -> N
     project.configure(target_layers="auto")
     refused = project.run()
     assert refused.status != 0 and "Measure all layers with: snakemake --cores all sweep" in refused.text
-    for target in ("vectors", "report", "emotion_joy"):
+    for target in ("activations", "vectors", "report", "emotion_joy"):
         assert "Measure all layers with: snakemake --cores all sweep" in project.run(target).text
     forwarded = project.manifest()["capture"]["unique_texts"]
     done = project.build("sweep")
@@ -161,20 +161,20 @@ def test_heads_are_ablated_as_asked(project: Project) -> None:
     """Both fills through the real rules, an answer for each emotion, nothing to do the second time, and what cannot be done
     said before anything is built.
     """
-    project.configure(ablation={"emotions": ["joy", "Calm"], "layer": 2, "heads": 1, "random": 2, "fill": "zero"})
+    project.configure(ablation={"emotions": ["joy", "Calm"], "layer": 2, "heads": 1, "random": 3, "fill": "zero"})
     assert not project.build().jobs, "no release rests on it"
     project.build("ablation")
     zero = result(project, "ablation.json")
-    assert (zero["k"], zero["random"], zero["fill"], sorted(zero["emotions"])) == (1, 2, "zero", ["calm", "joy"])
+    assert (zero["k"], zero["random"], zero["fill"], sorted(zero["emotions"])) == (1, 3, "zero", ["calm", "joy"])
     assert zero["forwarded_texts"] > 0 and zero["layers_without_heads"] == {}
     joy, calm = (zero["emotions"][emotion]["2"] for emotion in ("joy", "calm"))
-    assert joy["layers"] == [1, 2] and len(joy["heads"]) == 1 and joy["random_sets"] == 2
+    assert joy["layers"] == [1, 2] and len(joy["heads"]) == 1 and joy["random_sets"] == 3
     assert joy["fall"] == joy["auc"]["intact"] - joy["auc"]["ablated"] != 0
     assert joy["auc"]["stored"] == pytest.approx(joy["auc"]["intact"], abs=0.01)
     assert calm["outcome"] == "too few held-out texts" and calm["held_out"]["positive"] < 5 and "heads" not in calm
     assert not project.build("ablation").jobs
 
-    project.configure(ablation={"emotions": [], "layer": None, "heads": 1, "random": 2, "fill": "mean"})
+    project.configure(ablation={"emotions": [], "layer": None, "heads": 1, "random": 3, "fill": "mean"})
     assert "Ablation of heads up to layer 2" in project.build("ablation").text
     mean = result(project, "ablation.json")
     assert mean["fill"] == "mean" and sorted(mean["emotions"]) == EMOTIONS
@@ -185,7 +185,7 @@ def test_heads_are_ablated_as_asked(project: Project) -> None:
         ({"emotions": ["gladness"]}, "ablation.emotions: this build makes no vector of 'gladness'"),
         ({"layer": 3}, "ablation.layer: 3 is not among the target layers [1, 2]"),
     ):
-        project.configure(ablation={"heads": 1, "random": 2, "fill": "zero", **ablation})
+        project.configure(ablation={"heads": 1, "random": 3, "fill": "zero", **ablation})
         refused = project.run("ablation")
         assert refused.status != 0 and message in refused.text, refused.text
         assert not project.build().jobs, "it stops nobody else"

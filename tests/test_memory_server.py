@@ -104,7 +104,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
 
 def entities() -> list[dict[str, Any]]:
     """500 entities out of the sample graph: its nodes, then copies with a sentence more; the tag line comes last."""
-    nodes = [json.loads(line) for line in tiny.SAMPLE.read_text(encoding="utf-8").splitlines()]
+    nodes = tiny.sample_nodes()
     more = [{"key": f"{node['key']}/again", "text": f"Told again, on another evening. {node['text']}"} for node in nodes]
     return [
         {"name": node["key"], "entityType": "memory", "observations": node["text"].splitlines()}

@@ -25,7 +25,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project
     """A project whose readout is built: 2 emotions, layers 1 and 2 of the tiny model."""
     project = Project.make(
         tmp_path_factory.mktemp("report") / "project",
-        [json.loads(line) for line in tiny.SAMPLE.read_text(encoding="utf-8").splitlines()],
+        tiny.sample_nodes(),
         model=str(tiny_model),
         emotions={"select": "curated", "curated": EMOTIONS},
         max_examples_per_emotion=30,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+import amygdala.files
 import texts as texts_script
 import unseen
 from amygdala import textsets
@@ -30,10 +32,12 @@ def write_lines(path: Path, *records: Any) -> Path:
 
 def test_neutral_texts_are_unique_and_in_order(tmp_path: Path) -> None:
     lines = [{"key": f"n{n}", "text": text} for n, text in enumerate(("Bus at six.", "Onions, 1 kg.", "Bus at six.", ""))]
-    found = neutral_texts(write_lines(tmp_path / "n.jsonl", *lines))
+    found = neutral_texts(write_lines(tmp_path / "n.jsonl", *lines), 11)
     assert [text.digest for text in found] == sorted(map(text_digest, ("Bus at six.", "Onions, 1 kg.")))
-    with pytest.raises(UserError, match=r"n\.jsonl has 1 texts; denoise needs two at least"):
-        neutral_texts(write_lines(tmp_path / "n.jsonl", *lines[:1]))
+    with pytest.raises(
+        UserError, match=r"n\.jsonl has 1 texts of min_content_chars \(12\) or more; denoise needs two at least"
+    ):
+        neutral_texts(tmp_path / "n.jsonl", 12)
 
 
 def conversation(key: str, *turns: str, **emotions: float) -> dict[str, Any]:
@@ -49,14 +53,14 @@ def test_a_conversation_is_one_text_with_its_scores(tmp_path: Path) -> None:
         tmp_path / "c.jsonl", conversation("a", "Hello.", "You too.", Joy=9, dread=2), conversation("b", "Rain.")
     )
     (one,) = sets_of({"source": "conversations", "name": "talks", "path": "c.jsonl"}, base=tmp_path)
-    found = {text.key: text for text in one.texts()}
+    found = {text.key: text for text in one.texts(1)[0]}
     assert found["a"].text == "Hello.\nYou too." and found["a"].scores == {"joy": 9.0, "dread": 2.0}
     assert found["b"].scores == {} and {text.set for text in found.values()} == {"talks"}
     before = one.identity
     path.write_text(path.read_text().replace("Rain", "Snow"))
     assert sets_of({"source": "conversations", "name": "talks", "path": "c.jsonl"}, base=tmp_path)[0].identity != before
     with pytest.raises(UserError, match="changed while snakemake was running"):
-        one.texts()
+        one.texts(1)[0]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +74,13 @@ def test_a_conversation_is_one_text_with_its_scores(tmp_path: Path) -> None:
         ('{"key": "a", "turns": [{"text": "x"}], "emotions": {"9": 1}}', "no conversation"),
         ("[1]", "no conversation"),
         ("{", "not a line of JSON"),
+        *(
+            (
+                f'{{"key": "a", "turns": [{{"text": "x"}}], "emotions": {{"joy": {score}}}}}',
+                "score .* of 'joy' is none from 0 to 10",
+            )
+            for score in ("NaN", "1e999", "10.5", "-3", "true")
+        ),
     ],
 )
 def test_a_wrong_conversation_is_named_with_its_line(tmp_path: Path, line: str, problem: str) -> None:
@@ -77,7 +88,7 @@ def test_a_wrong_conversation_is_named_with_its_line(tmp_path: Path, line: str, 
     path.write_text(json.dumps(conversation("fine", "Hello.")) + f"\n{line}\n")
     (one,) = sets_of({"source": "conversations", "name": "talks", "path": "c.jsonl"}, base=tmp_path)
     with pytest.raises(UserError, match=rf"c\.jsonl:2: .*{problem}"):
-        one.texts()
+        one.texts(1)[0]
 
 
 def test_tables_and_stories_are_read_as_sources_are(tmp_path: Path) -> None:
@@ -86,11 +97,11 @@ def test_tables_and_stories_are_read_as_sources_are(tmp_path: Path) -> None:
     (tmp_path / "s" / "stories" / "joy.txt").write_text("They danced until the lamps went out.")
     table = {"source": "table", "name": "t", "path": "t.csv", "text": "body", "label": "feeling"}
     one, two = sets_of(table, {"source": "stories", "name": "s", "path": "s"}, base=tmp_path)
-    assert sorted((text.text, tuple(text.scores)) for text in one.texts()) == [
+    assert sorted((text.text, tuple(text.scores)) for text in one.texts(1)[0]) == [
         ("A bright morning by the sea.", ("joy",)),
         ("A list of parts.", ()),
     ]
-    assert [text.scores for text in two.texts()] == [{"joy": 10.0}]
+    assert [text.scores for text in two.texts(1)[0]] == [{"joy": 10.0}]
     read_otherwise = {**table, "header": False, "text": 0, "label": 1}
     assert sets_of(read_otherwise, base=tmp_path)[0].identity != one.identity, "how a file is read belongs to what it is"
     with pytest.raises(UserError, match="unseen: no such file"):
@@ -104,29 +115,60 @@ def test_stored_texts_come_back_and_capture_gets_each_once(tmp_path: Path) -> No
         Text(text_digest("Rain."), "Rain.", "two", "c", {"awe": 1.0}),
     ]
     path = tmp_path / "texts.json"
-    path.write_text(json.dumps(stored(texts)))
-    assert read_stored(path) == texts
+    path.write_text(json.dumps(stored(texts, {"one": 0, "two": 3})))
+    assert read_stored(path) == (texts, {"one": 0, "two": 3})
     content = json.loads(path.read_text())
     assert [example["digest"] for example in content["examples"]] == sorted(map(text_digest, ("Hello.", "Rain.")))
-    assert stored(texts) == stored([texts[2], *texts[:2]]) | {"texts": stored(texts)["texts"]}, "in order of digest"
+    assert stored(texts, {}) == stored([texts[2], *texts[:2]], {}) | {"texts": stored(texts, {})["texts"]}, "in order of digest"
 
 
 def test_of_equal_texts_each_emotion_has_its_highest_score(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     write_lines(path, *(conversation(str(n), "Hello.", joy=score) for n, score in enumerate((3, 9, 5))))
     (one,) = sets_of({"source": "conversations", "name": "talks", "path": "c.jsonl"}, base=tmp_path)
-    assert [(text.key, text.scores) for text in one.texts()] == [("0", {"joy": 9.0})]
+    assert [(text.key, text.scores) for text in one.texts(1)[0]] == [("0", {"joy": 9.0})]
+    spelled = {"key": "a", "turns": [{"role": "user", "text": "Hello."}], "emotions": {"Joy": 9, "joy": 1}}
+    write_lines(path, spelled)
+    (one,) = sets_of({"source": "conversations", "name": "talks", "path": "c.jsonl"}, base=tmp_path)
+    assert [text.scores for text in one.texts(1)[0]] == [{"joy": 9.0}]
+
+
+def test_texts_below_min_content_chars_are_counted_and_left_out(tmp_path: Path) -> None:
+    """A model without a first token of its own makes one token of "Wow", and that one never counts."""
+    texts = ["Wow", "Yes", "Wow", "A bright morning."]
+    write_lines(tmp_path / "c.jsonl", *(conversation(str(n), text) for n, text in enumerate(texts)))
+    (one,) = sets_of({"source": "conversations", "name": "talks", "path": "c.jsonl"}, base=tmp_path)
+    kept, short = one.texts(4)
+    assert [text.text for text in kept] == ["A bright morning."] and short == 2
+    with pytest.raises(UserError, match=r"unseen: .*c\.jsonl holds no texts of min_content_chars \(40\) or more"):
+        one.texts(40)
+
+
+def test_digests_of_unseen_files_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every parse of the Snakefile asks for them: a file is read again only where its size or time changed."""
+    path = write_lines(tmp_path / "c.jsonl", conversation("a", "Hello."))
+    os.utime(path, (1, 1))
+    item = {"source": "conversations", "name": "talks", "path": "c.jsonl"}
+    (first,) = unseen_sets([item], [tmp_path], tmp_path / "memo")
+    assert first.identity == unseen_sets([item], [tmp_path])[0].identity, "the job compares without a memo"
+    with monkeypatch.context() as patch:
+        patch.setattr(amygdala.files, "sha256_file", lambda path: pytest.fail(f"{path} was read again"))
+        assert unseen_sets([item], [tmp_path], tmp_path / "memo")[0].identity == first.identity
+    write_lines(path, conversation("a", "Rain."))
+    assert unseen_sets([item], [tmp_path], tmp_path / "memo")[0].identity != first.identity
 
 
 def test_the_job_reads_neutral_texts_or_all_sets(tmp_path: Path) -> None:
     neutral = write_lines(tmp_path / "n.jsonl", {"key": "a", "text": "One."}, {"key": "b", "text": "Two."})
-    assert len(texts_script.read_texts({}, str(neutral))) == 2
-    write_lines(tmp_path / "c.jsonl", conversation("a", "Hello."))
+    texts, short = texts_script.read_texts({"neutral": str(neutral), "least": 1})
+    assert len(texts) == 2 and short == {}
+    write_lines(tmp_path / "c.jsonl", conversation("a", "Hello."), conversation("b", "Wow"))
     sets = sets_of(
         *({"source": "conversations", "name": name, "path": "c.jsonl"} for name in ("talks", "again")), base=tmp_path
     )
-    given = {"sets": [json.loads(json.dumps(vars(one))) for one in sets]}
-    assert [text.set for text in texts_script.read_texts(given, None)] == ["talks", "again"]
+    given = {"sets": [json.loads(json.dumps(vars(one))) for one in sets], "least": 5}
+    texts, short = texts_script.read_texts(given)
+    assert [text.set for text in texts] == ["talks", "again"] and short == {"talks": 1, "again": 1}
 
 
 # Scoring

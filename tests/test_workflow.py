@@ -38,16 +38,12 @@ WHOLE_BUILD = Counter(
 )
 
 
-def sample_nodes() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in tiny.SAMPLE.read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project:
     """A project after its first build: 3 emotions in 2 batches, layers 1 and 2 of the tiny model."""
     project = Project.make(
         tmp_path_factory.mktemp("built") / "project",
-        sample_nodes(),
+        tiny.sample_nodes(),
         model=str(tiny_model),
         emotions={"select": "curated", "curated": EMOTIONS},
         max_examples_per_emotion=60,
@@ -290,7 +286,7 @@ def test_a_second_project_on_the_same_store_forwards_nothing(project: Project, t
 
 def test_thirty_emotions_over_shared_texts_forward_each_text_once(tmp_path: Path, tiny_model: Path) -> None:
     rng = np.random.default_rng(0)
-    words = sorted({w for node in sample_nodes() for w in re.findall(r"[a-z]{4,}", node["text"])})
+    words = sorted({w for node in tiny.sample_nodes() for w in re.findall(r"[a-z]{4,}", node["text"])})
     names = [f"feeling-{letter}{other}" for letter in "abcdef" for other in "vwxyz"]
     nodes = []
     for number in range(200):

@@ -16,6 +16,11 @@ def sample_texts(count: int) -> list[str]:
         return [json.loads(line)["text"] for line, _ in zip(file, range(count), strict=False)]
 
 
+def sample_nodes() -> list[dict[str, Any]]:
+    """All nodes of the sample graph."""
+    return [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
+
+
 def make_tokenizer(bos: bool = False) -> Any:
     """A byte-level BPE of 500 tokens, trained on the sample graph; with `bos`, it puts <s> before each text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

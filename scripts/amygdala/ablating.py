@@ -76,7 +76,6 @@ def forward_rows(capture: Capture, batches: Sequence[Batch], budget: Budget, say
     for (_, layer), values in done.items():
         if not np.isfinite(values).all():
             raise UserError(
-                f"layer {layer}: activations are not finite numbers with heads ablated; "
-                "fp16 overflows in some models: set dtype to bf16 or fp32"
+                f"layer {layer}: activations are not finite numbers; fp16 overflows in some models: set dtype to bf16 or fp32"
             )
     return done

@@ -21,7 +21,7 @@ from amygdala.modelinfo import Model, describe
 from amygdala.plan import Plan, Rules, make_plan
 from amygdala.reportfiles import FIGURES, PAGE, PARTS, TEMPLATES
 from amygdala.snapshots import Snapshot
-from amygdala.sources import find
+from amygdala.sources import Source, located
 from amygdala.sweeping import NotSweptError, swept_layers
 from amygdala.tags import emotion_name
 from amygdala.textsets import UnseenSet, neutral_texts, unseen_sets
@@ -105,8 +105,12 @@ class Build:
         self.layers = self._layers()
         self.emotions = sorted(self.plan.emotions)
         self.batches = batches(self.emotions, config["emotions_per_job"])
-        self.neutral_path = str(find(config["neutral"], base, "neutral")) if config["denoise"] else None
-        self.neutral = neutral_texts(Path(self.neutral_path)) if self.neutral_path else []
+        self.neutral_path = None
+        if config["denoise"]:
+            neutral = located(Source("file", "neutral", {"path": config["neutral"]}), base, "neutral")
+            self.neutral_path = str(neutral.options["path"])
+        least = config["min_content_chars"]
+        self.neutral = neutral_texts(Path(self.neutral_path), least) if self.neutral_path else []
         self.unseen, self.no_unseen = self._unseen(base)
         self._make_keys()
         self._make_selections()
@@ -124,7 +128,7 @@ class Build:
     def _unseen(self, base: list[Path]) -> tuple[list[UnseenSet], str]:
         """(sets of texts from elsewhere, why there are none): a missing file stops those who ask for them, nobody else."""
         try:
-            found = unseen_sets(self.config["unseen"], base)
+            found = unseen_sets(self.config["unseen"], base, Path(self.store) / "memo")
         except UserError as error:
             return [], str(error)
         return found, "" if found else "unseen: the configuration names no texts from elsewhere"
@@ -162,13 +166,16 @@ class Build:
         self.space_keys = [key("space", pooling, *basis) for pooling in self.poolings]
         self.space_key = self.space_keys[0]
         self.weights_key = key("weights", self.model.identity, self.dtype, converted, versions, code("weights"))
+        self.neutral_key = key([text.digest for text in self.neutral])
         self.texts_keys = {
-            "neutral": key("texts", [text.digest for text in self.neutral], code("texts")),
-            "unseen": key("texts", [[one.name, one.identity] for one in self.unseen], code("texts")),
+            "neutral": key("texts", self.neutral_key, code("texts")),
+            "unseen": key(
+                "texts", [[one.name, one.identity] for one in self.unseen], config["min_content_chars"], code("texts")
+            ),
         }
         made_of = {name: code(name) for name in ("examples", "vectors", "heads", "figures")}
         fitted = [] if config["method"] in NUMPY_ONLY else [version(name) for name in FITTING]
-        cleaned = [config["denoise"], self.texts_keys["neutral"]] if self.neutral else []
+        cleaned = [config["denoise"], self.neutral_key] if self.neutral else []
         self.example_keys, self.vector_keys, self.head_keys, self.figure_keys = {}, {}, {}, {}
         for emotion, facts in plan.emotions.items():
             self.example_keys[emotion] = key("examples", emotion, facts["examples"], made_of["examples"])
@@ -193,7 +200,7 @@ class Build:
             found = []
             for shard, part in enumerate(self.plan.shards):
                 # neutral texts lie in shards by their own digests: without the numbers, all empty shards would be one
-                neutral = [self.texts_keys["neutral"], shard, len(self.plan.shards)] if self.neutral else []
+                neutral = [self.neutral_key, shard, len(self.plan.shards)] if self.neutral else []
                 found.append(key("index", sorted(self.space_keys), part["digests"], *neutral, list(layers)))
                 self.captures[found[-1]] = CaptureJob(shard, len(self.plan.shards), tuple(layers), texts)
             return found
@@ -308,8 +315,9 @@ class Build:
     def compared(self, name: str, emotion: str) -> str:
         """What is measured of one emotion."""
         if (name, emotion) not in self._compared:
-            basis = [self.example_keys[emotion], self.space_keys, self.comparison(name), self.texts_keys["neutral"]]
-            basis.append(self.config["min_examples"])
+            compared = self.comparison(name)
+            basis = [self.example_keys[emotion], self.space_keys[: len(compared["poolings"])], compared]
+            basis += [self.neutral_key, self.config["min_examples"]]
             found = key("compare", *basis, *(version(name) for name in FITTING), code("compare"))
             self._compared[name, emotion] = f"{self.store}/compare/{emotion}.{found}.json"
         return self._compared[name, emotion]
@@ -328,7 +336,8 @@ class Build:
     def ablated(self) -> tuple[list[str], int]:
         """(emotions, readout layer) of `ablation`."""
         asked = self.config["ablation"]
-        emotions = sorted({emotion_name(raw) for raw in asked["emotions"]}) or self.emotions
+        named = (emotion_name(raw) for raw in asked["emotions"])
+        emotions = sorted({self.rules.aliases.get(name, name) for name in named}) or self.emotions
         return emotions, self.layers[-1] if asked["layer"] is None else asked["layer"]
 
     @property
@@ -402,11 +411,6 @@ class Build:
     def all_indices(self) -> list[str]:
         """The indices of all poolings."""
         return [path for index_key in self._used(self.index_keys) for path in self.captured(index_key)]
-
-    @property
-    def sweep_indices(self) -> list[str]:
-        """The indices over all layers, of the first pooling."""
-        return [self.captured(index_key)[0] for index_key in self._used(self.sweep_index_keys)]
 
     def vectors(self, emotion: str, layers: Iterable[int] | None = None) -> list[str]:
         folder = f"{self.store}/vectors/{emotion}.{self.vector_keys[emotion]}"
@@ -487,5 +491,6 @@ class Build:
             "index": self.index_settings(),
             "layers": self.layers,
             "spaces": self.spaces,
+            "neutral": {text.digest: len(text.text) for text in self.neutral},
             "facts": self.facts(),
         }

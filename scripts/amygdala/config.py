@@ -106,9 +106,16 @@ Validator = extend(
 )
 
 
-def _number(value: Any, rule: dict[str, Any]) -> Any:
+def _kinds(rule: dict[str, Any]) -> list[Any]:
+    """The JSON types that a rule of the schema allows; of one with `oneOf`, those of all its forms."""
     kinds = rule.get("type")
-    kinds = kinds if isinstance(kinds, list) else [kinds]
+    found = kinds if isinstance(kinds, list) else [kinds]
+    found = [*found, *(["null"] if None in rule.get("enum", []) else [])]
+    return [*found, *(kind for form in rule.get("oneOf", []) for kind in _kinds(form))]
+
+
+def _number(value: Any, rule: dict[str, Any]) -> Any:
+    kinds = _kinds(rule)
     if value in ("null", "None") and "null" in kinds:
         return None
     if isinstance(value, str) and ("integer" in kinds or "number" in kinds):
@@ -119,8 +126,8 @@ def _number(value: Any, rule: dict[str, Any]) -> Any:
 
 
 def with_numbers(config: dict[str, Any], schema: str | Path) -> dict[str, Any]:
-    """`config` with numbers and nulls inside lists and mappings as such: `--config target_layers=[12,0.6]` gives them as
-    strings.
+    """`config` with nulls, and numbers inside lists and mappings, as such: `--config target_layers=[12,0.6] denoise=null` gives
+    them as strings.
     """
     rules = yaml.safe_load(Path(schema).read_text(encoding="utf-8"))["properties"]
     result = dict(config)
@@ -131,6 +138,8 @@ def with_numbers(config: dict[str, Any], schema: str | Path) -> dict[str, Any]:
         elif isinstance(value, dict):
             inner = rule.get("properties", {})
             result[name] = {key: _number(item, inner.get(key, {})) for key, item in value.items()}
+        elif value in ("null", "None") and "null" in _kinds(rule):
+            result[name] = None
     return result
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from amygdala.batch import with_rows
+from amygdala.errors import UserError
 from amygdala.exampleset import NEGATIVE, POSITIVE, Example, digests_of, read_examples
 from amygdala.methods import METHODS, neutral_components, scenario_means, shared_scenarios, without
 from amygdala.segments import RESIDUAL
@@ -54,6 +55,10 @@ class Denoiser:
     def components(self, layer: int) -> np.ndarray:
         """float64 [c, hidden], orthonormal."""
         if layer not in self._components:
+            if len(self._digests) < 2:
+                raise UserError(
+                    f"denoise: {len(self._digests)} of the neutral texts are long enough for the pooling, and two are needed"
+                )
             rows = self._reader.rows(layer, RESIDUAL, self._digests)
             self._components[layer] = neutral_components(rows, self._share)
         return self._components[layer]

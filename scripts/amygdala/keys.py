@@ -9,7 +9,7 @@ What each key covers
   space      model (converted models) or its identity; dtype; pooling; template; max_tokens; code; major.minor of torch and
              transformers                                                          (one a pooling)
   index      spaces; digests of the shard's texts and of the neutral ones; layers   (of the activations)
-  texts      digests of the neutral texts; or names and contents of the unseen sets; code
+  texts      digests of the neutral texts; or names and contents of the unseen sets, min_content_chars; code
   weights    model's identity, dtype and conversion; code; major.minor of torch and transformers
                                                                                     (the layer is in the file's name)
   vectors    space; method; denoise and neutral texts; digests of the emotion's training examples, their scenarios for a

@@ -26,8 +26,11 @@ Options = Mapping[str, Any]
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of the non-blank lines; UserError where the file is not UTF-8."""
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    """(number, line) of the non-blank lines; UserError where the file cannot be read, or is not UTF-8."""
+    try:
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             try:

@@ -92,9 +92,10 @@ def cohens_d(positive: np.ndarray, negative: np.ndarray) -> float | None:
     n, m = len(positive), len(negative)
     if min(n, m) < 1 or n + m < 3:
         return None
+    scale = max(np.abs(positive).max(), np.abs(negative).max())
     squares = ((positive - positive.mean()) ** 2).sum() + ((negative - negative.mean()) ** 2).sum()
     pooled = float(np.sqrt(squares / (n + m - 2)))
-    return float(positive.mean() - negative.mean()) / pooled if pooled > 0 else None
+    return float(positive.mean() - negative.mean()) / pooled if pooled > 1e-12 * scale else None
 
 
 def random_directions(hidden: int, count: int, random: np.random.Generator) -> np.ndarray:

@@ -233,12 +233,11 @@ def _bar(figure: Figure, shown: Any, axes: Any, label: str) -> None:
 
 def auc_of(quality: Mapping[str, Any], name: str, layer: int) -> dict[str, Any]:
     """{"auc", "low", "high", "null_low", "null_high"} of an emotion at a layer, floats, nan where not measured. The null is the
-    interval of vectors trained on shuffled labels; of random directions where there are none.
+    interval of vectors trained on shuffled labels (none where a slow method has a few draws).
     """
     figures = quality["emotions"][name]["layers"][str(layer)]
     held_out = figures["held_out"]
-    nulls = (figures.get(name) or {} for name in ("shuffled", "random"))
-    null = next((one["interval"] for one in nulls if one.get("interval")), [None, None])
+    null = (figures["shuffled"] or {}).get("interval") or [None, None]
     interval = held_out["interval"] or [None, None]
     values = (held_out["auc"], *interval, *null)
     names = ("auc", "low", "high", "null_low", "null_high")
@@ -280,7 +279,8 @@ def draw_layers(quality: Mapping[str, Any], names: Sequence[str]) -> Drawn:
     if len(layers) == 1:
         axes.errorbar(layers, middle, yerr=np.abs(ends.T - middle), color=ACCENT, capsize=4, linewidth=2)
         axes.set_xlim(layers[0] - 1, layers[0] + 1)
-    axes.fill_between(layers, *null, color=NULL, alpha=0.28, linewidth=0, label="shuffled labels, 95 %")
+    if np.isfinite(null).any():
+        axes.fill_between(layers, *null, color=NULL, alpha=0.28, linewidth=0, label="shuffled labels, 95 %")
     if len(names) > MOST_PANELS:
         tenth, last = (_over_emotions(found["auc"], share) for share in (10, 90))
         told = f"80 % of {len(names)} emotions"
@@ -315,8 +315,8 @@ def draw_layers(quality: Mapping[str, Any], names: Sequence[str]) -> Drawn:
     figure.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=1.6, columnspacing=1.4)
     note = (
         "How well each vector tells its own held-out texts from others: 0.5 (dashed) is chance, 1 is perfect. The band around "
-        "the mean is a bootstrap over emotions; the grey one what vectors trained on shuffled labels reach "
-        "(the mean of the emotions' 95 % intervals)."
+        "the mean is a bootstrap over emotions; a grey one what vectors trained on shuffled labels reach "
+        "(the mean of the emotions' 95 % intervals; methods with few draws have none)."
     )
     return finish(figure, "layers", title, note)
 
@@ -339,7 +339,7 @@ def draw_emotions(quality: Mapping[str, Any], names: Sequence[str]) -> Drawn:
             figure, "emotions", title, "Held-out AUC of every emotion (highest mean first) at every layer; 0.5 is chance."
         )
     figure, panels = _panels(len(names), 6, 1.75, 1.25)
-    low = np.nanmin([np.nan_to_num(np.nanmin([*found["low"].ravel(), 0.4]), nan=0.4), 0.4])
+    low = np.nanmin([*found["low"].ravel(), *found["auc"].ravel(), 0.4])
     for at, axes in enumerate(panels):
         part = {name: table[at] for name, table in found.items()}
         axes.fill_between(layers, part["null_low"], part["null_high"], color=NULL, alpha=0.28, linewidth=0)
@@ -356,7 +356,8 @@ def draw_emotions(quality: Mapping[str, Any], names: Sequence[str]) -> Drawn:
     figure.supxlabel("decoder layer", fontsize=8, color=MUTED)
     figure.supylabel("held-out AUC", fontsize=8, color=MUTED)
     note = (
-        "Line and blue band: held-out AUC with its 95 % bootstrap interval over texts; grey band: shuffled labels. The number "
+        "Line and blue band: held-out AUC with its 95 % bootstrap interval over texts; grey band: shuffled labels "
+        "(methods with few draws have none). The number "
         "is the AUC at the emotion's best layer."
     )
     return finish(figure, "emotions", title, note)
@@ -594,7 +595,7 @@ def draw_all(
     layer: int,
     heads: Mapping[str, Mapping[int, Mapping[str, Any]]],
     layer_of: Mapping[str, int],
-) -> tuple[dict[str, Drawn], Clusters]:
+) -> dict[str, Drawn]:
     """{name: figure} of reportfiles.FIGURES, and the clustering.
 
     names: [n] in the order of cosines [n, n], which are those at `layer`; heads: {emotion: {layer: figures}}; layer_of: each
@@ -606,7 +607,7 @@ def draw_all(
     found = {name: head_map(heads[name], layers) for name in names}
     maps = {name: one for name, one in found.items() if one is not None}
     table = curves(quality, ordered)["auc"]
-    best = sorted(range(len(ordered)), key=lambda at: -np.nan_to_num(np.max(np.nan_to_num(table[at], nan=-1))))[:MOST_MAPS]
+    best = sorted(range(len(ordered)), key=lambda at: -np.max(np.nan_to_num(table[at], nan=-1)))[:MOST_MAPS]
     chosen = [ordered[at] for at in sorted(best) if ordered[at] in maps]
     drawing: dict[str, Callable[[], Drawn]] = {
         "layers": lambda: draw_layers(quality, ordered),
@@ -622,7 +623,7 @@ def draw_all(
     for name, make in drawing.items():
         with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"amygdala {name}"}):
             drawn[name] = make()
-    return drawn, clusters
+    return drawn
 
 
 ElementTree.register_namespace("", SVG)

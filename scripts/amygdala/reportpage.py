@@ -62,7 +62,7 @@ def texts_of(tokens: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, 
         if name not in tokens["emotions"]:
             continue
         one = tokens["emotions"][name]
-        places = {1: "Highest", one["positives"]: "Lowest"}
+        places = {one["positives"]: "Lowest", 1: "Highest"}
         texts = [
             {
                 "place": f"{places.get(text['rank'], text['rank'])} of {one['positives']}",
@@ -196,7 +196,9 @@ def confound_rows(quality: Mapping[str, Any], names: Sequence[str]) -> list[dict
         )
         chars = emotion["median_chars"]
         lengths = f"{number(chars['positive'], 0)} / {number(chars['negative'], 0)}"
-        rows.append({"name": visible(name), "cells": cells, "words": words or NONE, "lengths": lengths})
+        rows.append(
+            {"name": visible(name), "cells": cells, "words": words or NONE, "lengths": cell(chars["positive"], lengths)}
+        )
     return rows
 
 
@@ -302,8 +304,6 @@ def overview(quality: Mapping[str, Any], manifest: Mapping[str, Any], rows: Sequ
         "template": manifest.get("template") is not None,
         "denoise": manifest.get("denoise") is not None,
         "texts": (manifest.get("capture") or {}).get("unique_texts"),
-        "tokens": (manifest.get("capture") or {}).get("tokens"),
-        "nodes": (manifest.get("snapshot") or {}).get("nodes"),
         "sha": str(manifest.get("vectors_sha256"))[:12],
         "macro_rows": [
             {
@@ -327,16 +327,15 @@ def render(
     manifest: Mapping[str, Any],
     tokens: Mapping[str, Any],
     figures: Mapping[str, Drawn],
-    order: Sequence[str],
     layer: int,
 ) -> str:
-    """The page. order: the emotions as the clustering has them; layer: the one whose cosines are drawn."""
+    """The page; layer: the one whose cosines are drawn."""
     page, style, code = PARTS
     script, css = ((TEMPLATES / name).read_text(encoding="utf-8") for name in (code, style))
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    names = sorted(order)
+    names = sorted(manifest["concepts"])
     rows = [row_of(quality, name, at) for at, name in enumerate(names)]
     examples = texts_of(tokens, names)
     return environment.get_template(page).render(

@@ -7,7 +7,7 @@ layer, where transformers gives the state after the final norm and this gives th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +28,18 @@ from amygdala.architecture import (
 )
 from amygdala.batching import Batch, Budget, Wanted
 from amygdala.errors import UserError
-from amygdala.loading import load_decoder, load_tokenizer
+from amygdala.loading import load_decoder, load_tokenizer, rope_border
 
 BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}
+
+
+def budget(settings: Mapping[str, Any], device: torch.device, config: Any) -> Budget:
+    """What goes into a batch, by the settings batch_tokens (`auto`: as many as suit the device) and batch_size and by the
+    model's configuration.
+    """
+    wanted = settings["batch_tokens"]
+    tokens = BATCH_TOKENS[device.type] if wanted == "auto" else wanted
+    return Budget(tokens, settings["batch_size"], rope_border(config))
 
 
 def pool(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

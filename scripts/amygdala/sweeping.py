@@ -24,12 +24,13 @@ def swept_layers(path: Path, facts: Mapping[str, Any]) -> list[int]:
     chosen = read_json(path)
     made_for = chosen.get("for") if isinstance(chosen, dict) else None
     layers = chosen.get("layers") if isinstance(chosen, dict) else None
-    if not isinstance(made_for, dict) or not isinstance(layers, list) or not layers:
+    whole = isinstance(layers, list) and layers and all(type(layer) is int for layer in layers)
+    if not isinstance(made_for, dict) or not isinstance(layers, list) or not whole:
         raise NotSweptError(f"target_layers: auto, and {path} holds no choice of layers. {advice}")
     for name, value in facts.items():
         if made_for.get(name) != value:
             raise NotSweptError(f"target_layers: auto, and {path} was made for {name} {made_for.get(name)!r}. {advice}")
-    return sorted(int(layer) for layer in layers)
+    return sorted(layers)
 
 
 def choose_layers(
