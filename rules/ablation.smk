@@ -24,14 +24,14 @@ else:
             model=vars(build.model),
             settings=build.capture_settings(),
             files=get_ablation_files(),
-            layers=[build.ablated()[1]],
+            layer=build.ablated()[1],
             captured=build.layers,
             pooling=build.poolings[0],
             k=build.config["ablation"]["heads"],
             random=build.config["ablation"]["random"],
             fill=build.config["ablation"]["fill"],
         message:
-            "Ablation of heads up to layer {params.layers}"
+            "Ablation of heads up to layer {params.layer}"
         script:
             "../scripts/ablation.py"
 

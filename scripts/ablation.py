@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from amygdala.residual import Capture
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LEAST_HELD_OUT = 5  # texts a side: fewer give no AUC worth a forward pass
 LEAST_SETS = 3
 CHANCE = 0.6  # an intact AUC up to here has nothing to lose
@@ -144,7 +144,7 @@ def judged(intact: float, ablated: float, random: Sequence[float], k: int) -> di
 class Trial:
     """One emotion at one readout layer: what is ablated, and the figures of it once it is through.
 
-    vector float32 [hidden]; top: the heads ablated; random: the sets compared with; scores: AUC of each set of heads.
+    vector float32 [hidden]; top: the heads ablated; random: the sets compared with.
     """
 
     emotion: str
@@ -153,7 +153,6 @@ class Trial:
     report: dict[str, Any]
     top: list[Head] = field(default_factory=list)
     random: list[HeadSet] = field(default_factory=list)
-    scores: dict[HeadSet, float] = field(default_factory=dict)
 
     @property
     def sets(self) -> list[HeadSet]:
@@ -233,43 +232,34 @@ def plan_trial(
 def ablate_emotion(
     name: str,
     emotion: Emotion,
-    trials: Sequence[Trial],
-    intact: Mapping[int, np.ndarray],
+    trial: Trial,
+    intact: np.ndarray,
     fill: Mapping[int, np.ndarray] | None,
     capture: "Capture",
     encoder: Encoder,
     budget: Budget,
     say: Say,
 ) -> int:
-    """Forward the held-out texts of one emotion once for each different set of heads of its `trials`, and finish their reports.
+    """Forward the held-out texts of one emotion once for each set of heads of its trial, and finish its report.
 
-    intact: {readout layer: rows [texts, hidden]} with nothing ablated, in the order of emotion.held_out; fill: {layer:
+    intact: rows [texts, hidden] at the readout layer with nothing ablated, in the order of emotion.held_out; fill: {layer:
     [n_heads, head_dim]}, or None for zero. Returns the number of texts forwarded.
     """
     from amygdala.ablating import ablated, forward_rows
 
-    wanted: dict[HeadSet, list[Trial]] = {}
-    for trial in trials:
-        for heads in trial.sets:
-            wanted.setdefault(heads, []).append(trial)
-    if not wanted:
-        return 0
-    pooling = capture.poolings[0]
+    pair = capture.poolings[0], trial.layer
     texts = Texts((digest, text) for digest, (text, _) in emotion.held_out.items())
     made = list(batches(texts, np.arange(len(texts)), encoder, capture.poolings, budget))
-    for heads, having in wanted.items():
-        capture.select((pooling, layer) for layer in sorted({trial.layer for trial in having}))
+    scores = []
+    for heads in trial.sets:
         with ablated(capture.projections, heads_by_layer(heads), fill):
             rows = forward_rows(capture, made, budget, say)
-        for trial in having:
-            trial.scores[heads] = auc(rows[pooling, trial.layer], emotion.positive, trial.vector)
-    for trial in trials:
-        if trial.top:
-            top, *random = (trial.scores[heads] for heads in trial.sets)
-            before = auc(intact[trial.layer], emotion.positive, trial.vector)
-            trial.report.update(judged(before, top, random, len(trial.top)))
-    say(f"{shown(name)}: {len(wanted)} sets of heads ablated, {len(wanted) * len(texts)} texts forwarded")
-    return len(wanted) * len(texts)
+        scores.append(auc(rows[pair], emotion.positive, trial.vector))
+    top, *random = scores
+    trial.report.update(judged(auc(intact, emotion.positive, trial.vector), top, random, len(trial.top)))
+    forwarded = len(scores) * len(texts)
+    say(f"{shown(name)}: {len(scores)} sets of heads ablated, {forwarded} texts forwarded")
+    return forwarded
 
 
 def check_rows(rows: np.ndarray, stored: np.ndarray, layer: int, dtype: str) -> None:
@@ -285,7 +275,7 @@ def check_rows(rows: np.ndarray, stored: np.ndarray, layer: int, dtype: str) -> 
 
 def ablate_emotions(
     files: Mapping[str, Mapping[str, Any]],
-    layers: Sequence[int],
+    layer: int,
     reader: Reader,
     capture: "Capture",
     encoder: Encoder,
@@ -293,86 +283,65 @@ def ablate_emotions(
     options: Mapping[str, Any],
     say: Say,
 ) -> dict[str, Any]:
-    """The report on all emotions: {"schema_version", "k", "random", "fill", "pooling", "forwarded_texts",
-    "layers_without_heads", "emotions": {emotion: {layer: figures}}}.
+    """The report on all emotions: {"schema_version", "layer", "k", "random", "fill", "pooling", "forwarded_texts",
+    "layers_without_heads", "emotions": {emotion: figures}}.
 
-    files: {emotion: {"examples": path, "vectors": {layer: path}}}; layers: readout layers; capture: on all captured layers up
-    to the last of them, with the one pooling of the reader's rows; options: "k" heads, "random" sets, "fill" mean or zero,
-    "dtype". The intact texts of all emotions and layers share one pass, an emotion's layers those of the same set of heads.
+    files: {emotion: {"examples": path, "vectors": {layer: path}}}; layer: the readout layer; capture: on all captured layers up
+    to it, with the one pooling of the reader's rows; options: "k" heads, "random" sets, "fill" mean or zero, "dtype". The
+    intact texts of all emotions share one pass.
     """
     from amygdala.ablating import forward_rows
     from amygdala.architecture import Projection
     from amygdala.blockweights import o_proj_of
 
-    found = {layer: projection for layer, projection in capture.projections.items() if isinstance(projection, Projection)}
-    for layer, projection in found.items():
-        if reader.layout(layer) != {"n_heads": projection.n_heads, "head_dim": projection.head_dim}:
-            raise UserError(
-                f"layer {layer}: the store has other heads than the model; it is of another version of transformers"
-            )
-    o_projs = {layer: o_proj_of(projection) for layer, projection in found.items()}
+    found = {at: projection for at, projection in capture.projections.items() if isinstance(projection, Projection)}
+    for at, projection in found.items():
+        if reader.layout(at) != {"n_heads": projection.n_heads, "head_dim": projection.head_dim}:
+            raise UserError(f"layer {at}: the store has other heads than the model; it is of another version of transformers")
+    o_projs = {at: o_proj_of(projection) for at, projection in found.items()}
     emotions = {name: read_emotion(paths["examples"], reader) for name, paths in files.items()}
-    trials: dict[str, list[Trial]] = {}
+    trials: dict[str, Trial] = {}
     fills: dict[str, dict[int, np.ndarray] | None] = {}
     for name, emotion in emotions.items():
         trained = all(emotion.train.values())
         both = {at: head_means(emotion, at, p.n_heads, reader) for at, p in found.items()} if trained else {}
-        deltas = {layer: delta for layer, (delta, _) in both.items()}
-        fills[name] = {layer: mean for layer, (_, mean) in both.items()} if options["fill"] == "mean" else None
-        trials[name] = [
-            plan_trial(
-                name,
-                emotion,
-                layer,
-                read_vector(files[name]["vectors"][layer]),
-                deltas,
-                o_projs,
-                options["k"],
-                options["random"],
-            )
-            for layer in layers
-        ]
-    tried = {name: emotion for name, emotion in emotions.items() if any(trial.top for trial in trials[name])}
+        deltas = {at: delta for at, (delta, _) in both.items()}
+        fills[name] = {at: mean for at, (_, mean) in both.items()} if options["fill"] == "mean" else None
+        vector = read_vector(files[name]["vectors"][layer])
+        trials[name] = plan_trial(name, emotion, layer, vector, deltas, o_projs, options["k"], options["random"])
+    tried = {name: emotion for name, emotion in emotions.items() if trials[name].top}
     texts = Texts((digest, text) for emotion in tried.values() for digest, (text, _) in emotion.held_out.items())
-    ablations = sum(
-        len({heads for trial in trials[name] for heads in trial.sets}) * len(tried[name].held_out) for name in tried
-    )
+    ablations = sum(len(trials[name].sets) * len(emotion.held_out) for name, emotion in tried.items())
     say(f"{len(texts)} held-out texts to forward intact, {ablations} with heads ablated")
     forwarded = len(texts)
     pooling = capture.poolings[0]
     if tried:
-        at = sorted({trial.layer for name in tried for trial in trials[name] if trial.top})
-        capture.select((pooling, layer) for layer in at)
+        capture.select([(pooling, layer)])
         made = list(batches(texts, np.arange(len(texts)), encoder, capture.poolings, budget))
-        rows = forward_rows(capture, made, budget, say)
-        digests = [texts.hex(position) for position in range(len(texts))]
-        stored = {layer: reader.rows(layer, RESIDUAL, digests) for layer in at}
-        for layer in at:
-            check_rows(rows[pooling, layer], stored[layer], layer, options["dtype"])
+        rows = forward_rows(capture, made, budget, say)[pooling, layer]
+        stored = reader.rows(layer, RESIDUAL, [texts.hex(position) for position in range(len(texts))])
+        check_rows(rows, stored, layer, options["dtype"])
     for name, emotion in tried.items():
+        trial = trials[name]
         places = np.searchsorted(texts.digests, as_keys(list(emotion.held_out)))
-        intact = {layer: rows[pooling, layer][places] for layer in at}
-        done = ablate_emotion(name, emotion, trials[name], intact, fills[name], capture, encoder, budget, say)
-        forwarded += done
-        for trial in trials[name]:
-            if trial.top:
-                known = auc(stored[trial.layer][places], emotion.positive, trial.vector)
-                trial.report["auc"]["stored"] = known
-            say(f"{shown(name)}, layer {trial.layer}: {trial.report['words']}")
-    without = {str(layer): capture.layout(layer)["reason"] for layer in capture.layers if layer not in found}
+        forwarded += ablate_emotion(name, emotion, trial, rows[places], fills[name], capture, encoder, budget, say)
+        trial.report["auc"]["stored"] = auc(stored[places], emotion.positive, trial.vector)
+    for name, trial in trials.items():
+        say(f"{shown(name)}, layer {layer}: {trial.report['words']}")
     return {
         "schema_version": SCHEMA_VERSION,
+        "layer": layer,
         **{name: options[name] for name in ("k", "random", "fill")},
         "pooling": pooling,
         "forwarded_texts": forwarded,
-        "layers_without_heads": without,
-        "emotions": {name: {str(trial.layer): trial.report for trial in having} for name, having in trials.items()},
+        "layers_without_heads": {str(at): capture.layout(at)["reason"] for at in capture.layers if at not in found},
+        "emotions": {name: trial.report for name, trial in trials.items()},
     }
 
 
 def make_ablation(
     files: Mapping[str, Mapping[str, Any]],
-    layers: Sequence[int],
+    layer: int,
     captured: Sequence[int],
     indices: Sequence[str | Path],
     pooling: str,
@@ -381,23 +350,21 @@ def make_ablation(
     output: Path,
     say: Say,
 ) -> dict[str, Any]:
-    """Load the model up to the last readout layer, ablate, and write the report as JSON; returns it.
+    """Load the model up to the readout layer, ablate, and write the report as JSON; returns it.
 
-    captured: layers in the store, `layers` among them; settings: as capture_shard takes them; options: k, random, fill.
+    captured: layers in the store, `layer` among them; settings: as capture_shard takes them; options: k, random, fill.
     """
     from amygdala import loading, residual
 
-    if options["k"] < 1 or options["random"] < 0 or options["fill"] not in ("mean", "zero"):
-        raise UserError("ablation: k is at least 1, random at least 0, fill is mean or zero")
     device = loading.place(settings)
     encoder, config = loading.open_encoder(settings)
     budget = residual.budget(settings, device, config)
-    below = [layer for layer in captured if layer <= max(layers)]
+    below = [at for at in captured if at <= layer]
     say(f"loading layers 0 to {below[-1]} in {settings['dtype']}")
     where, spread = (settings["source"], settings["revision"]), settings["device_map"]
     with residual.Capture(*where, below, settings["dtype"], [pooling], device, spread, encoder.tokenizer, config) as capture:
         chosen = {**options, "dtype": settings["dtype"]}
-        report = ablate_emotions(files, layers, Reader(indices), capture, encoder, budget, chosen, say)
+        report = ablate_emotions(files, layer, Reader(indices), capture, encoder, budget, chosen, say)
     write_json(output, report)
     say(f"forwarded {report['forwarded_texts']} texts")
     return report
@@ -412,7 +379,7 @@ if "snakemake" in globals():
         }
         make_ablation(
             paths,
-            params.layers,
+            params.layer,
             params.captured,
             snakemake.input.indices,
             params.pooling,

@@ -170,7 +170,7 @@ def score(
 
     z of a token: its projection less the median of the projections of all content tokens of all texts here on the same vector,
     over their spread (spread_of). Tokens that do not count (the first, special ones) have none. `projection` is that of the
-    stored row; `from_tokens` that of the tokens weighted as the pooling does, which must be the same but for rounding.
+    stored row; `from_tokens` that of the tokens weighted as the pooling does, the same but for rounding.
     """
     texts = {example.digest: example.text for one in chosen.values() for example, _, _ in one.texts}
     if not texts:

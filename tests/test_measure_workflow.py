@@ -166,8 +166,8 @@ def test_heads_are_ablated_as_asked(project: Project) -> None:
     project.build("ablation")
     zero = result(project, "ablation.json")
     assert (zero["k"], zero["random"], zero["fill"], sorted(zero["emotions"])) == (1, 3, "zero", ["calm", "joy"])
-    assert zero["forwarded_texts"] > 0 and zero["layers_without_heads"] == {}
-    joy, calm = (zero["emotions"][emotion]["2"] for emotion in ("joy", "calm"))
+    assert zero["layer"] == 2 and zero["forwarded_texts"] > 0 and zero["layers_without_heads"] == {}
+    joy, calm = (zero["emotions"][emotion] for emotion in ("joy", "calm"))
     assert joy["layers"] == [1, 2] and len(joy["heads"]) == 1 and joy["random_sets"] == 3
     assert joy["fall"] == joy["auc"]["intact"] - joy["auc"]["ablated"] != 0
     assert joy["auc"]["stored"] == pytest.approx(joy["auc"]["intact"], abs=0.01)
@@ -178,7 +178,7 @@ def test_heads_are_ablated_as_asked(project: Project) -> None:
     assert "Ablation of heads up to layer 2" in project.build("ablation").text
     mean = result(project, "ablation.json")
     assert mean["fill"] == "mean" and sorted(mean["emotions"]) == EMOTIONS
-    same, other = (found["emotions"]["joy"]["2"] for found in (zero, mean))
+    same, other = (found["emotions"]["joy"] for found in (zero, mean))
     assert same["heads"] == other["heads"] and same["auc"]["intact"] == other["auc"]["intact"]
 
     for ablation, message in (
