@@ -188,6 +188,12 @@ def test_heads_serve_by_their_norm_where_weights_are_unknown() -> None:
     assert found is not None and found["heads"][0] == [3, 1] and found["only"] == {"3": "joy"}
 
 
+def test_of_fewer_than_four_heads_one_serves() -> None:
+    found = across.head_service({"joy": heads_of(3, [1, 0, 2]), "awe": heads_of(3, [1, 2, 0]), "calm": heads_of(3, [2, 1, 0])})
+    assert found is not None and (found["k"], found["n_heads"], found["expected"]) == (1, 3, pytest.approx(1))
+    assert found["heads"] == [[1, 2], [2, 1], [0, 0]] and found["only"] == {"2": "calm"}
+
+
 def test_a_layer_without_heads_serves_nothing() -> None:
     assert across.head_service({"joy": {"no_heads": "a gated delta net"}}) is None
     assert across.head_service({}) is None

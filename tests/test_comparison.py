@@ -17,7 +17,7 @@ from amygdala.directions import Denoiser, Recipe, direction_of
 from amygdala.errors import UserError
 from amygdala.exampleset import Example
 from amygdala.measures import Bootstrap, generator
-from amygdala.methods import METHODS
+from amygdala.methods import METHODS, neutral_components, without
 from amygdala.sweeping import NotSweptError, choose_layers, swept_layers
 
 HIDDEN = 12
@@ -164,6 +164,26 @@ def test_the_ranking_is_by_mean_and_says_what_cannot_be_told_from_the_best() -> 
         best = max(v for v in table[name].values() if v is not None)
         assert report["best_of_emotion"][name]["auc"] == best == table[name][report["best_of_emotion"][name]["method"]]
     assert len({report["best_of_emotion"][name]["method"] for name in names}) == 2
+
+
+def test_intervals_are_of_means_over_emotions() -> None:
+    """A mean of n emotions, and of n differences, lies within 1.96 standard errors of what is found."""
+    rng = np.random.default_rng(2)
+    first = rng.normal(0.8, 0.05, 150)
+    behind = rng.normal(0.04, 0.03, 150)
+    choices: list[comparison.Choice] = [("mean", 1, "lda", None), ("mean", 2, "lda", None)]
+    lines = comparison.ranked(choices, np.stack([first, first - behind]))
+    assert [line["layer"] for line in lines] == [1, 2]
+    found = [(first, lines[0]["interval"]), (first - behind, lines[1]["interval"]), (behind, lines[1]["behind_interval"])]
+    for values, (low, high) in found:
+        error = values.std() / np.sqrt(150)
+        assert [low, high] == pytest.approx([values.mean() - 1.96 * error, values.mean() + 1.96 * error], abs=0.3 * error)
+
+
+@pytest.mark.parametrize(("looks", "quantile"), [(0, 1.95996), (1, 1.95996), (30, 3.1439)])
+def test_a_difference_of_two_aucs_has_twice_the_variance_of_one(looks: int, quantile: float) -> None:
+    """quantile: of 1 - 0.05 / 2 / looks, from a table of the normal distribution."""
+    assert comparison.beyond(looks) == pytest.approx(2**0.5 * quantile, abs=2e-4)
 
 
 def test_a_choice_with_fewer_emotions_comes_after_those_that_measure_all() -> None:
@@ -322,6 +342,39 @@ def test_a_denoised_vector_has_nothing_of_what_was_taken_out(name: str) -> None:
     assert np.abs(components @ direction).max() < 1e-9 * np.linalg.norm(direction)
     if name != "pca":  # which goes by what the texts vary by most, planted or not
         assert line["auc"] > 0.75, "read out on rows that have the loud direction still"
+
+
+def test_each_pooling_and_share_has_its_own_neutral_directions() -> None:
+    """Against vectors made by hand: neutral directions of the pooling's own rows and the recipe's own share are out of the rows
+    that the method sees, and out of the direction.
+    """
+
+    class Wide(Store):
+        """Columns vary the wider the further they stand from where the store's pooling begins."""
+
+        def __init__(self, begin: int) -> None:
+            super().__init__({2: 2.0})
+            self.scale = np.roll(np.geomspace(1, 9, HIDDEN), begin)
+
+        def row(self, layer: int, digest: str) -> np.ndarray:
+            return (super().row(layer, digest) * self.scale).astype(np.float32)
+
+    stores: dict[str, Any] = {"mean": Wide(0), "last": Wide(5)}
+    neutral = [f"{n:08x}".ljust(31, "0") + "f" for n in range(500, 540)]
+    recipes = [Recipe(method, share) for share in (0.3, 0.8) for method in ("mean_difference", "lda")]
+    denoisers = {(name, share): Denoiser(store, neutral, share) for name, store in stores.items() for share in (0.3, 0.8)}
+    lines = compare.compare_emotion("joy", examples(), stores, [2], recipes, denoisers, 2)
+    asked = [(pooling, recipe.method, recipe.denoise) for pooling in stores for recipe in recipes]
+    assert [(line["pooling"], line["method"], line["denoise"]) for line in lines] == asked
+    for line in lines:
+        store, recipe = stores[line["pooling"]], Recipe(line["method"], line["denoise"])
+        components = neutral_components(store.rows(2, "", neutral), line["denoise"])
+        a, b, c, d = (np.stack([store.row(2, t.digest) for t in examples() if t.digest[-1] == end]) for end in "abcd")
+        direction = direction_of(recipe, without(a, components), without(b, components), components)
+        scores = c @ direction, d @ direction
+        assert line["auc"] == pytest.approx(roc_auc_score([1] * 20 + [0] * 20, np.concatenate(scores)), abs=1e-9)
+        pooled = np.sqrt((scores[0].var(ddof=1) + scores[1].var(ddof=1)) / 2)
+        assert line["cohens_d"] == pytest.approx((scores[0].mean() - scores[1].mean()) / pooled, abs=1e-4)
 
 
 def test_few_scenarios_are_no_pair(tmp_path: Path) -> None:

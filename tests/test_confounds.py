@@ -180,6 +180,13 @@ def test_within_sides_takes_the_label_away() -> None:
     assert confounds.within_sides(np.array([1, 3]), np.array([True, True])).tolist() == [-1, 1]
 
 
+def test_r_over_all_texts_and_within_the_sides_in_closed_form() -> None:
+    """Lengths are log 2 times 1 to 3 and 4 to 6, ranks 3, 5, 4 and 0, 1, 2: squares sum to 17.5 over all texts, to 2 a side."""
+    examples = [example(at, at < 3, "a" * (2 ** (at + 1) - 1)) for at in range(6)]
+    found = confounds.projection_figures(features_of(examples), np.array([30.0, 90, 40, -7, 1, 2]))["length"]
+    assert found == {"r": pytest.approx(-10.5 / 17.5), "r_within": pytest.approx((1 + 2) / 4)}
+
+
 def test_projections_that_follow_the_length_within_the_sides() -> None:
     random = np.random.default_rng(3)
     sizes = random.integers(1, 60, 400)
@@ -228,6 +235,15 @@ def test_projections_that_follow_sources_and_scenarios() -> None:
     assert of_scene["scenarios_of_positives"] > 0.8 and of_scene["source"]["explained"] < 0.1
     of_neither = confounds.projection_figures(features, noise + 9 * features.positive)
     assert of_neither["source"]["explained"] < 0.05 and of_neither["scenarios_of_positives"] < 0.1
+
+
+def test_positives_without_a_scenario_are_no_scene() -> None:
+    """They lie far from all others, whose scenes are alike."""
+    random = np.random.default_rng(7)
+    examples = planted(400, scenarios=lambda at, positive: [f"scene {at // 8 % 4}"] if positive and at % 4 == 0 else [])
+    scores = random.standard_normal(400) + 9 * np.array([text.polarity == POSITIVE and not text.scenarios for text in examples])
+    found = confounds.projection_figures(features_of(examples), scores)
+    assert found["scenarios_of_positives"] < 0.1
 
 
 def test_projections_without_scenarios() -> None:

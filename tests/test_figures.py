@@ -12,9 +12,9 @@ from sklearn.metrics import roc_auc_score
 
 import figures
 from amygdala import methods
-from amygdala.directions import Denoiser, Recipe
+from amygdala.directions import Denoiser, Recipe, direction_of
 from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN, Example
-from amygdala.measures import Bootstrap, generator, halves, random_directions, shuffled
+from amygdala.measures import Bootstrap, auc, cosine, generator, halves, random_directions, shuffled
 from amygdala.modelweights import read_weights
 from amygdala.segments import RESIDUAL
 from figures import Emotion, furthest, layer_figures, nulls_and_halves
@@ -231,20 +231,39 @@ def test_projections_are_of_all_texts() -> None:
     )
 
 
-def test_denoised_rows_make_the_nulls() -> None:
-    """What neutral texts vary by is out of every vector trained anew: its AUC cannot come from there."""
+@pytest.mark.parametrize("method", ["mean_difference", "lda"])
+def test_denoised_rows_make_the_nulls(method: str) -> None:
+    """What neutral texts vary by is out of every vector trained anew: its AUC cannot come from there. lda scales columns, and
+    leans on an axis across all of them even where the rows have nothing of it.
+    """
     case = Case((30, 30), (20, 20), distance=0.0)
     rows = case.rows.copy()
     label = np.array([text.polarity == POSITIVE for text in case.emotion.texts])
-    rows[:, 2] += 50 * label  # all signal lies along one axis
+    rows = (rows - 5) * np.linspace(0.2, 3, HIDDEN).astype(np.float32)
+    axis = np.ones(HIDDEN) / np.sqrt(HIDDEN)
+    rows += np.outer(50 * label, axis).astype(np.float32)  # all signal lies along one axis
     neutral = [digest_of(f"neutral {at}") for at in range(20)]
-    case.reader.put(3, RESIDUAL, neutral, np.outer(np.arange(20.0), np.eye(HIDDEN)[2]))
+    case.reader.put(3, RESIDUAL, neutral, np.outer(np.arange(20.0), axis))
     denoiser = Denoiser(case.reader, neutral, 0.5)
     random = np.random.default_rng(0).standard_normal((HIDDEN, 5))
-    args = (case.emotion, 3, rows, case.vector, Recipe("mean_difference", 0.5))
+    args = (case.emotion, 3, rows, case.vector, Recipe(method, 0.5))
     plain = layer_figures(*args, None, random, case.bootstrap)
     clean = layer_figures(*args, denoiser, random, case.bootstrap)
-    assert plain["split_half_cosine"] > 0.99 > 0.5 > abs(clean["split_half_cosine"])
+    assert plain["split_half_cosine"] > 0.99 and abs(clean["shuffled"]["mean"] - 0.5) < 0.15
+    components, draws = axis[None], generator("nulls", "joy", 3)
+    train, unseen, unseen_negative = np.split(rows.astype(np.float64), [60, 80])
+    cleaned, linear = methods.without(train, components), method in figures.LINEAR
+
+    def trained(ours: np.ndarray, others: np.ndarray) -> np.ndarray:
+        return direction_of(Recipe(method, 0.5), cleaned[ours], cleaned[others], components)
+
+    count = figures.SHUFFLES if linear else figures.SHUFFLES_FITTED
+    directions = [trained(*shuffled(30, 30, draws, False)) for _ in range(count)]
+    aucs = [auc(unseen @ direction, unseen_negative @ direction) for direction in directions]
+    assert clean["shuffled"]["draws"] == count and clean["shuffled"]["mean"] == pytest.approx(np.mean(aucs), abs=0.003)
+    pairs = [halves(30, 30, draws, False) for _ in range(figures.SPLITS if linear else figures.SPLITS_FITTED)]
+    cosines = [cosine(trained(*first), trained(*second)) for first, second in pairs]
+    assert clean["split_half_cosine"] == pytest.approx(np.mean(cosines), abs=1e-4)
 
 
 # files
@@ -274,6 +293,7 @@ def test_figure_files(tmp_path: Path) -> None:
     texts, of_3, of_5 = (json.loads(path.read_text()) for path in batch["joy"]["outputs"])
     assert texts["without_row"] == 2
     assert texts["counts"] == {"train": {"positive": 9, "negative": 12}, "held_out": {"positive": 6, "negative": 8}}
+    assert texts["used"] == {"train": {"positive": 8, "negative": 12}, "held_out": {"positive": 6, "negative": 7}}
     assert of_3["neuron"] == {"index": 1, "cosine": pytest.approx(-1, abs=1e-3), "neurons": 3}
     assert of_5["neuron"] == {"reason": "experts"}
     emotion = Emotion.of("joy", figures.read_examples(batch["joy"]["examples"]), ["joy"], reader)

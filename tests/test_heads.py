@@ -263,6 +263,21 @@ def test_head_files(tmp_path: Path) -> None:
     assert set(reader.read) == {(1, HEADS)}
 
 
+def test_a_layer_s_weights_are_read_once_for_all_emotions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, weights = head_batch(tmp_path, [1, 4])
+    for name in ("awe", "calm"):
+        outputs = [tmp_path / f"{name}_{path.name}" for path in batch["joy"]["outputs"]]
+        batch[name] = {**batch["joy"], "outputs": outputs}
+    layout = {"n_heads": 2, "head_dim": 3}
+    reader, read = StubReader({1: layout, 4: layout}), []
+    for layer in (1, 4):
+        put_heads(reader, layer)
+    real = heads.read_weights
+    monkeypatch.setattr(heads, "read_weights", lambda path: read.append(path) or real(path))
+    assert heads.make_heads(batch, reader, weights, 2) == {"joy": [1, 4], "awe": [1, 4], "calm": [1, 4]}
+    assert read == [weights[1], weights[4]]
+
+
 def test_no_weights_no_contribution(tmp_path: Path) -> None:
     batch, weights = head_batch(tmp_path, [1], weights=False)
     reader = StubReader({1: {"n_heads": 2, "head_dim": 3}})

@@ -145,6 +145,8 @@ def test_cohens_d_of_one_text_a_side_or_no_variance() -> None:
     with np.errstate(all="raise"):  # it is not worked out as 0 / 0 either
         assert measures.cohens_d(np.array([1.0]), np.array([0.0])) is None
         assert measures.cohens_d(np.ones(3), np.zeros(3)) is None
+    assert np.full(3, 0.1).var() > 0, "by rounding"
+    assert measures.cohens_d(np.full(3, 0.1), np.full(3, 0.7)) is None
     assert measures.cohens_d(np.array([1.0]), np.array([0.0, 2.0])) == 0.0
 
 
@@ -312,3 +314,10 @@ def test_variance_between_random_groups_is_none_on_average() -> None:
 )
 def test_groups_that_explain_nothing_for_sure(values: np.ndarray, groups: np.ndarray) -> None:
     assert measures.explained_by_groups(values, groups) is None
+
+
+@pytest.mark.parametrize(("texts", "known"), [(14, False), (15, True)])
+def test_groups_that_chance_alone_would_spread_by_a_tenth_explain_nothing(texts: int, known: bool) -> None:
+    """Of two groups 2 / (12 * 15) and 2 / (13 * 16) is the variance: a standard deviation of 0.105 and of 0.098."""
+    found = measures.explained_by_groups(np.arange(float(texts)), np.arange(texts) // 7 % 2)
+    assert (found is not None) == known

@@ -357,6 +357,26 @@ def test_logistic_is_sklearn_s_optimum_on_scaled_rows(count: int, hidden: int) -
     assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
 
 
+def test_logistic_s_penalty_is_strong_enough_for_few_rows_in_many_columns() -> None:
+    """Fresh texts are told apart better than with the weak penalty that would fit plenty of rows."""
+
+    def weak(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+        *sides, scale = standardised(positive, negative)
+        model = LogisticRegression(C=0.3, solver="newton-cholesky")
+        return model.fit(np.concatenate(sides), np.repeat([1, 0], [len(positive), len(negative)])).coef_[0] / scale
+
+    found: dict[str, list[float]] = {"own": [], "weak": []}
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        towards = rng.normal(size=60)
+        towards *= 1.5 / np.linalg.norm(towards)
+        (*sides, fresh, others) = (rng.normal(size=(count, 60)) + shift for count in (60, 2000) for shift in (towards, 0))
+        for name, method in (("own", logistic), ("weak", weak)):
+            direction = method(*sides)
+            found[name].append(float((fresh @ direction > (others @ direction)[:, None]).mean()))
+    assert np.mean(found["own"]) > np.mean(found["weak"]) + 0.01
+
+
 def test_logistic_says_so_where_it_does_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "LOGISTIC_ITERATIONS", 1)
     with pytest.raises(UserError, match="logistic did not converge in 1 iterations on 30 positives and 30 negatives"):
@@ -394,6 +414,15 @@ def test_components_are_those_of_an_svd(count: int, hidden: int, share: float) -
     assert components.shape == (kept, hidden)
     assert components @ components.T == pytest.approx(np.eye(kept), abs=1e-12)
     assert components.T @ components == pytest.approx(vectors[:kept].T @ vectors[:kept], abs=1e-8)
+
+
+def test_components_of_small_variance_are_orthogonal_too() -> None:
+    """Few rows, whose deviations fall to a millionth: their Gram matrix knows the last ones to few digits alone."""
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(60, 20)))[0]
+    rows = np.linalg.qr(rng.normal(size=(20, 20)))[0] * np.geomspace(1, 1e-6, 20) @ axes.T
+    components = neutral_components(rows, 1.0)
+    assert len(components) > 15 and components @ components.T == pytest.approx(np.eye(len(components)), abs=1e-12)
 
 
 def test_neutral_rows_that_do_not_vary_have_no_component() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
+import figures
 import quality
 from amygdala.directions import Recipe
 from amygdala.errors import UserError
@@ -44,6 +45,11 @@ def test_macro_is_over_the_emotions_that_have_an_auc() -> None:
     assert quality.macro([0.0, None, 0.6, 0.9], 3) == found
     assert quality.macro([None], 3) == {"mean": None, "interval": None, "emotions": 0}
     assert quality.macro([0.7], 3) == {"mean": 0.7, "interval": None, "emotions": 1}
+
+
+def test_each_layer_s_macro_draws_emotions_anew() -> None:
+    values = np.random.default_rng(0).random(30).tolist()
+    assert len({tuple(quality.macro(values, layer)["interval"]) for layer in range(5)}) == 5
 
 
 def test_intervals_of_the_macro_cover_the_mean() -> None:
@@ -175,6 +181,28 @@ def test_what_is_put_together(ordinary: tuple[World, dict[str, Any], Path]) -> N
     for name, own in made["emotions"].items():
         best = max((1, 2), key=lambda layer: own["layers"][str(layer)]["held_out"]["auc"])
         assert own["best_layer"] == best and own["triage"] == own["layers"][str(best)]["triage"], name
+
+
+def test_the_best_of_two_layers_is_judged_as_the_best_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each layer alone the interval excludes 0.5 by little; of the higher of two figures it says less."""
+    monkeypatch.setattr(figures.Bootstrap, "interval", lambda bootstrap, positive, negative: [0.51, 1.0])
+    world = World()
+    world.add("joy")
+    joy = world.quality(tmp_path)["emotions"]["joy"]
+    assert [own["verdict"] for own in joy["layers"].values()] == ["clean", "clean"]
+    assert joy["verdict"] == "chance" and "the best of 2 layers" in joy["triage"]
+
+
+def test_without_held_out_texts_the_last_layer_is_judged(tmp_path: Path) -> None:
+    """Only the first layer's vector is of noise."""
+    world, random = World(), np.random.default_rng(0)
+    world.add("joy", held_out=(0, 0))
+    for by_layer in world.rows.values():
+        by_layer[1] = world.centre(1) + random.standard_normal(HIDDEN)
+    joy = world.quality(tmp_path)["emotions"]["joy"]
+    assert joy["best_layer"] is None
+    assert "unstable" in joy["layers"]["1"]["triage"] and "unstable" not in joy["layers"]["2"]["triage"]
+    assert joy["triage"] == joy["layers"]["2"]["triage"]
 
 
 def test_it_is_the_same_again(ordinary: tuple[World, dict[str, Any], Path], tmp_path: Path) -> None:

@@ -129,6 +129,20 @@ def test_grave_flags_come_first_and_give_the_verdict() -> None:
     assert line([], {"held_out": {"auc": None, "interval": None}}) == "clean"
 
 
+def test_what_makes_a_vector_redundant_is_named() -> None:
+    """The three with the largest coefficients, as the ridge lists them."""
+    ridge = {"r2": 0.93, "chance": 0.0, "coefficients": [["grief", 0.904], ["joy", -0.3], ["awe", 0.2], ["calm", 0.1]]}
+    (flag,) = triage("joy", TEXTS, FIGURES, {**CROSS, "ridge": ridge}, {})
+    assert flag.why == "the other vectors make up 93% of it ('grief' +0.90, 'joy' -0.30, 'awe' +0.20)"
+
+
+def test_texts_that_are_there_show_a_label_told_by_length() -> None:
+    """A side without texts has no longest one."""
+    texts = {**TEXTS, "label_auc": {**TEXTS["label_auc"], "length": 0.9}}
+    (flag,) = triage("joy", texts, FIGURES, CROSS, {})
+    assert flag.name == "confounded (length)" and flag.texts == ["a long text"]
+
+
 def test_too_few_examples_names_each_side() -> None:
     (flag,) = few_examples({"train": {"positive": 1, "negative": 20}, "held_out": {"positive": 0, "negative": 9}})
     assert flag.why == "only 1 train positives, 0 held-out positives, 9 held-out negatives: every figure is rough"

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import vectors
-from amygdala.directions import Recipe
+from amygdala.directions import Denoiser, Recipe, direction_of
 from amygdala.errors import UserError
-from amygdala.methods import mean_difference
+from amygdala.methods import mean_difference, neutral_components, without
 from amygdala.segments import RESIDUAL
 from amygdala.vectorfile import read_facts, read_vector, write_vector
 from stubs import SIDES, StubReader, digest_of, digests, examples_file, with_short
@@ -140,6 +140,26 @@ def test_texts_without_a_row_count_in_no_vector(tmp_path: Path) -> None:
     difference = means[0] - means[1]
     assert np.allclose(read_vector(tmp_path / "v"), difference / math.hypot(*difference.tolist()), atol=1e-7)
     assert read_facts(tmp_path / "v")["used"] == {"positive": 2, "negative": 5}
+
+
+def test_neutral_directions_are_out_of_rows_and_vector(tmp_path: Path) -> None:
+    """lda scales columns: without either of the two it would be another direction. A short neutral text has no row."""
+    examples, reader = examples_file(tmp_path / "joy.json", (8, 9)), vector_reader([2], (8, 9))
+    neutral = [digest_of(f"neutral {number}") for number in range(7)]
+    values = np.random.default_rng(3).standard_normal((6, 5)) * np.array([3, 1, 2, 1, 4])
+    reader.put(2, RESIDUAL, neutral[1:], values)
+    reader.short = {neutral[0]}
+    recipe = Recipe("lda", 0.9)
+    outputs = {2: tmp_path / "v"}
+    assert vectors.make_vectors("joy", examples, reader, recipe, outputs, 2, Denoiser(reader, neutral, 0.9)) == [2]
+    components = neutral_components(values.astype(np.float32), 0.9)
+    sides = [
+        np.stack([reader.values[2, RESIDUAL, digest] for digest in sorted(digests("train", side, count))])
+        for side, count in zip(SIDES, (8, 9), strict=True)
+    ]
+    direction = direction_of(recipe, without(sides[0], components), without(sides[1], components), components)
+    assert np.allclose(read_vector(tmp_path / "v"), direction / np.linalg.norm(direction), atol=1e-6)
+    assert read_facts(tmp_path / "v")["denoised"] == len(components) > 0
 
 
 def test_too_few_texts_with_a_row_name_the_emotion(tmp_path: Path) -> None:
