@@ -518,9 +518,9 @@ def test_float_that_is_no_depth_is_refused(given: float) -> None:
             r"FILE:5: 'ablation.emotions': ",
         ),
         ("families:\n  warm: [joy, 'a b']", r"FILE:5: 'families.warm': "),
-        ("families:\n  2024: [joy]", r"'families': 2024 is not of type 'string'"),
-        ("families:\n  on: [joy]", r"'families': True is not of type 'string'"),
-        ("emotions:\n  aliases: {on: joy}", r"'emotions.aliases': True is not of type 'string'"),
+        ("families:\n  2024: [joy]", r"FILE:4: 'families': 2024 is not of type 'string'"),
+        ("families:\n  on: [joy]", r"FILE:4: 'families': True is not of type 'string'"),
+        ("emotions:\n  aliases: {on: joy}", r"FILE:5: 'emotions.aliases': True is not of type 'string'"),
         ("families:\n  warm: joy", r"FILE:5: 'families.warm': 'joy' is not of type 'array'"),
         ("ablation:\n  heads: 1", r"config: missing key 'ablation.emotions'|FILE:3: 'ablation'"),
         (

@@ -327,7 +327,7 @@ def test_that_files_are_merged_is_told_where_there_are_several(tmp_path: Path) -
         ("{a: b, b: a}", "'a' counts as 'b', which is an alias itself"),
         ("{self doubt: self_doubt}", "'self doubt' is not an emotion name: a letter first"),
         ("{joyful: '../../x'}", "'../../x' is not an emotion name"),
-        ("{1: joy}", "'1' is not an emotion name"),
+        ("{1: joy}", "1 is not of type 'string'"),
         ("{joyful: ''}", "'' is not an emotion name"),
     ],
 )

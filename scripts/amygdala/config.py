@@ -72,10 +72,23 @@ def _dotted(path: Iterable[str | int]) -> str:
     return ".".join(str(part) for part in path)
 
 
+class _Having:
+    """Equal to each mapping that has the key `name`: a wrong name is all that the validator tells of its mapping."""
+
+    def __init__(self, name: Any) -> None:
+        self.name = name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, dict) and self.name in other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def _wrong(error: ValidationError, files: Iterable[str | Path], prefix: Sequence[str | int] = ()) -> str:
     path = [*prefix, *error.absolute_path]
     name = _dotted(path)
-    where = _where(path, error.instance, files)
+    is_name = "propertyNames" in error.absolute_schema_path
+    where = _where(path, _Having(error.instance) if is_name else error.instance, files)
     if error.validator == "required":
         schema: Any = error.schema
         instance: Any = error.instance
