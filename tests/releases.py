@@ -27,13 +27,14 @@ def verdict_of(at: int) -> tuple[str, list[dict[str, Any]]]:
 def layer_figures(random: np.random.Generator, names: list[str], at: int, heads: dict[str, Any]) -> dict[str, Any]:
     verdict, flags = verdict_of(at)
     auc = float(random.uniform(0.55, 0.95))
-    spread = {"reached": 0.05, "mean": 0.5, "sd": 0.06, "interval": [0.4, 0.6], "draws": 40}
+    shuffled = {"reached": 0.05, "mean": 0.5, "sd": 0.06, "interval": [0.4, 0.6], "draws": 40}
     others = [[name, round(0.9 - 0.1 * rank, 3)] for rank, name in enumerate(name for name in names if name != names[at])][:5]
-    follows = {name: {"r": 0.1, "r_within": 0.12} for name in ("length", "first_person", "own_word")}
+    numeric = enumerate(("length", "first_person", "own_word"))
+    follows = {name: {"r": 0.1, "r_within": round(auc / 2 - 0.3 * place, 3)} for place, name in numeric}
     return {
         "held_out": {"auc": auc, "interval": [auc - 0.1, min(1.0, auc + 0.1)], "cohens_d": 1.25},
-        "random": spread,
-        "shuffled": spread,
+        "random": {"reached": 0.075, "mean": 0.48, "sd": 0.1, "interval": [0.28, 0.72], "draws": 40},
+        "shuffled": shuffled,
         "split_half_cosine": 0.75,
         "spectrum": {
             "first_component": 0.31,
@@ -43,7 +44,7 @@ def layer_figures(random: np.random.Generator, names: list[str], at: int, heads:
         },
         "projection": {
             **follows,
-            "source": {"explained": 0.02},
+            "source": {"explained": round(auc / 10, 3)},
             "scenario": {"explained": None},
             "scenarios_of_positives": None,
         },
@@ -93,14 +94,21 @@ def make_release(
     }
     emotions = {}
     for at, name in enumerate(names):
+        share = at / len(names)
         by_layer = {str(layer): layer_figures(random, names, at, heads[name][layer]) for layer in layers}
         best = max(layers, key=lambda layer: by_layer[str(layer)]["held_out"]["auc"])
         emotions[name] = {
             "used": {"train": {"positive": 30, "negative": 90}, "held_out": {"positive": 11, "negative": 22}},
             "counts": {"train": {"positive": 30, "negative": 90}, "held_out": {"positive": 11, "negative": 22}},
-            "median_chars": {"positive": 120.0, "negative": 110.0},
+            "median_chars": {"positive": 90.0 + 15 * at, "negative": 115.0 - at / 4},
             "longest": {"positive": HOSTILE, "negative": HOSTILE},
-            "label_auc": {"length": 0.6, "first_person": 0.5, "own_word": None, "source": 0.55, "scenario": None},
+            "label_auc": {
+                "length": 0.6 + share / 3,
+                "first_person": 0.5 - share / 4,
+                "own_word": None,
+                "source": 0.52 + share / 5,
+                "scenario": None,
+            },
             "words": [{"word": "<b>sun</b>", "positive": 0.5, "negative": 0.1, "example": HOSTILE}],
             "layers": by_layer,
             "best_layer": best,

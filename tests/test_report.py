@@ -6,7 +6,6 @@ import base64
 import copy
 import hashlib
 import html
-import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,11 +16,14 @@ import numpy as np
 import pytest
 
 import report
+from amygdala import reportfigures
+from amygdala.confounds import CATEGORICAL, NUMERIC
 from amygdala.errors import UserError
-from amygdala.reportfigures import HeadMap, cluster, head_map, mean_map
+from amygdala.reportfigures import Drawn, HeadMap, auc_of, cluster, head_map, mean_map
 from amygdala.reportfiles import FIGURES, LABELS, PAGE
 from amygdala.reportpage import budget, level
 from amygdala.reporttext import number, short, span, visible
+from pictures import band, cells, curve, named, written
 from releases import ALERT, HOSTILE, NAMES, make_release
 from tiny import REPOSITORY
 
@@ -65,15 +67,26 @@ class Page(HTMLParser):
     def attributes(self, tag: str) -> list[dict[str, str | None]]:
         return [given for name, given in self.elements if name == tag]
 
+    def table(self, column: str) -> list[dict[str, tuple[dict[str, str | None], str]]]:
+        """The lines of the table that has such a column: {heading: (attributes, text)}."""
+        rows: list[list[tuple[dict[str, str | None], str]]] = []
+        for (tag, given), text in zip(self.elements, self.texts, strict=True):
+            if tag == "table" and rows and column in [heading for _, heading in rows[0]]:
+                break
+            if tag == "table":
+                rows = []
+            elif tag == "tr":
+                rows.append([])
+            elif tag in ("th", "td"):
+                rows[-1].append((given, text.strip()))
+        headings = [heading for _, heading in rows[0]]
+        assert column in headings, f"no table with a column {column}"
+        return [dict(zip(headings, cells, strict=True)) for cells in rows[1:]]
+
     def row(self, name: str) -> list[str]:
         """The cells of the triage table's line of an emotion."""
-        table = next(at for at, (tag, given) in enumerate(self.elements) if given.get("id") == "table")
-        starts = [at for at, (tag, _) in enumerate(self.elements) if tag == "tr" and at > table]
-        for start, end in itertools.pairwise(starts):
-            cells = [self.texts[at].strip() for at in range(start + 1, end) if self.elements[at][0] in ("th", "td")]
-            if cells[0] == name:
-                return cells
-        raise AssertionError(f"no line of {name}")
+        lines = [[text for _, text in line.values()] for line in self.table("Verdict")]
+        return next(cells for cells in lines if cells[0] == name)
 
 
 def made(folder: Path, *release: Any, **options: Any) -> tuple[str, Page]:
@@ -213,6 +226,335 @@ def test_nothing_comes_from_outside(page: tuple[str, Page]) -> None:
             if name in ("src", "href", "xlink:href", "data", "action", "poster", "srcset"):
                 assert str(value).startswith(("#", "data:")), (tag, name, value)
     assert not re.search(r"@import|url\((?!#)", html.unescape("".join(parsed.of("style"))))
+
+
+# Under whose name a number stands
+
+FOUR = ["calm", "fear", "joy", "awe"]
+FEATURES = [*NUMERIC, *CATEGORICAL]
+
+
+def four() -> tuple[Any, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Four emotions in neither alphabetical order nor that of their directions, which lie at 0, 100, 20 and 150 degrees at the
+    best layer, 5, and elsewhere as they come.
+    """
+    readout, quality, tokens, heads = make_release(names=FOUR)
+    quality["best_layer"] = 5
+    angles = np.radians([0.0, 100.0, 20.0, 150.0])
+    readout.vectors[5] = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    return readout, quality, tokens, heads
+
+
+def pictures(monkeypatch: pytest.MonkeyPatch, folder: Path, *release: Any) -> dict[str, Any]:
+    """{name: figure} of a report, as matplotlib has them before they become SVG."""
+    kept = {}
+
+    def keep(figure: Any, name: str, title: str, note: str) -> Drawn:
+        kept[name] = figure
+        reportfigures.plt.close(figure)
+        return Drawn(b"", "", title, note, 600)
+
+    monkeypatch.setattr(reportfigures, "finish", keep)
+    report.make_report(*release, folder)
+    return kept
+
+
+def bare_page(monkeypatch: pytest.MonkeyPatch, folder: Path, *release: Any) -> Page:
+    """The page without its pictures, which take most of the time."""
+    pictures(monkeypatch, folder, *release)
+    return Page((folder / PAGE).read_text(encoding="utf-8"))
+
+
+def at_layers(quality: dict[str, Any], name: str, *path: str) -> dict[float, Any]:
+    """{layer: a figure of an emotion}, found along `path`."""
+    found = {float(layer): figures for layer, figures in quality["emotions"][name]["layers"].items()}
+    for step in path:
+        found = {layer: figures[step] for layer, figures in found.items()}
+    return found
+
+
+def test_each_cosine_is_that_of_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readout, quality, tokens, heads = four()
+    axes = pictures(monkeypatch, tmp_path, readout, quality, tokens, heads)["cosines"].axes[0]
+    rows = dict(zip(FOUR, readout.vectors[5].astype(float), strict=True))
+    wanted = {(one, other): float(rows[one] @ rows[other]) for one in FOUR for other in FOUR}
+    assert cells(axes) == pytest.approx(wanted, abs=1e-6)
+    assert written(axes) == {at: number(value) for at, value in wanted.items()}
+    assert list(named(axes.yaxis).values()) in (["calm", "joy", "fear", "awe"], ["awe", "fear", "joy", "calm"])
+
+
+def test_the_dendrogram_joins_the_names_that_are_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    axes = pictures(monkeypatch, tmp_path, *four())["dendrogram"].axes[0]
+    names = named(axes.yaxis)
+    joined = {}
+    for bracket in axes.collections[0].get_segments():
+        ends = [names[round(across)] for along, across in (bracket[0], bracket[-1]) if along == 0]
+        joined[frozenset(ends)] = max(bracket[:, 0])
+    apart = [1 - np.cos(np.radians(angle)) for angle in (20, 50, 100, 80, 150, 130)]
+    wanted = {frozenset(["calm", "joy"]): apart[0], frozenset(["fear", "awe"]): apart[1], frozenset(): np.mean(apart[2:])}
+    assert joined == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_figures_have_the_emotions_in_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pictures(monkeypatch, tmp_path, *four())
+    orders = [list(named(found[name].axes[0].yaxis).values()) for name in ("cosines", "dendrogram", "confounds")]
+    orders.append([axes.get_title(loc="left").split("  ")[0] for axes in found["emotions"].axes])
+    assert orders == 4 * [orders[0]] and orders[0] not in (FOUR, sorted(FOUR))
+
+
+def test_the_null_is_that_of_shuffled_labels_or_none() -> None:
+    """Random directions are another question: their interval never stands in."""
+    _, quality, _, _ = four()
+    figures = quality["emotions"]["joy"]["layers"]["5"]
+    figures |= {
+        "held_out": {"auc": 0.8, "interval": [0.7, 0.9], "cohens_d": 1.0},
+        "shuffled": {"interval": [0.41, 0.59]},
+        "random": {"interval": [0.1, 0.2]},
+    }
+    assert auc_of(quality, "joy", 5) == {"auc": 0.8, "low": 0.7, "high": 0.9, "null_low": 0.41, "null_high": 0.59}
+    for none in ({"mean": 0.5, "interval": None}, {"mean": 0.5}, None):
+        figures["shuffled"] = none
+        found = auc_of(quality, "joy", 5)
+        assert np.isnan([found["null_low"], found["null_high"]]).all(), none
+    figures["held_out"] = {"auc": None, "interval": None, "cohens_d": None}
+    assert np.isnan(list(auc_of(quality, "joy", 5).values())).all()
+
+
+def legend(figure: Any) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_without_an_interval_of_shuffled_labels_no_band_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "shuffled labels, 95 %"
+    release = four()
+    found = pictures(monkeypatch, tmp_path, *release)
+    bands = {shape.get_label(): band(shape) for shape in found["layers"].axes[0].collections}
+    assert told in legend(found["layers"])
+    assert bands[told] == dict.fromkeys((3, 5, 8), pytest.approx((0.4, 0.6)))
+    for emotion in release[1]["emotions"].values():
+        for figures in emotion["layers"].values():
+            figures["shuffled"] = {**figures["shuffled"], "interval": None}
+    found = pictures(monkeypatch, tmp_path, *release)
+    assert told not in [*legend(found["layers"]), *(shape.get_label() for shape in found["layers"].axes[0].collections)]
+    assert "95 % interval of the mean" in legend(found["layers"])
+    for axes in found["emotions"].axes:
+        null, own = axes.collections
+        assert not band(null) and band(own)
+
+
+def test_the_layers_have_each_emotion_and_the_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names at the right end are those of the highest and the lowest there."""
+    release = four()
+    quality = release[1]
+    for at, macro in enumerate(quality["macro_auc"].values()):
+        macro |= {"mean": 0.7 + at / 100, "interval": [0.6 + at / 100, 0.9 - at / 100]}
+    axes = pictures(monkeypatch, tmp_path, *release)["layers"].axes[0]
+    drawn = [dict(one.get_xydata().tolist()) for one in axes.lines]
+    for name in FOUR:
+        assert pytest.approx(at_layers(quality, name, "held_out", "auc")) in drawn, name
+    labelled = {one.get_label(): dict(one.get_xydata().tolist()) for one in axes.lines}
+    assert labelled["mean over emotions"] == pytest.approx({3: 0.7, 5: 0.71, 8: 0.72})
+    bands = {shape.get_label(): band(shape) for shape in axes.collections}
+    wanted = {3: (0.6, 0.9), 5: (0.61, 0.89), 8: (0.62, 0.88)}
+    ends = bands["95 % interval of the mean"]
+    assert {x: pytest.approx(pair) for x, pair in wanted.items()} == ends
+    last = {name: at_layers(quality, name, "held_out", "auc")[8] for name in FOUR}
+    wanted_ends = {(name, last[name]) for name in (max(last, key=last.__getitem__), min(last, key=last.__getitem__))}
+    assert {(text.get_text(), text.xy[1]) for text in axes.texts} == {("layer 5: 0.71", 1.0), *wanted_ends}
+
+
+def test_each_panel_is_that_of_its_emotion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = four()
+    quality = release[1]
+    for at, name in enumerate(FOUR):
+        for figures in quality["emotions"][name]["layers"].values():
+            figures["shuffled"] = {**figures["shuffled"], "interval": [0.4 - at / 100, 0.6 + at / 100]}
+    panels = pictures(monkeypatch, tmp_path, *release)["emotions"].axes
+    by_name = {axes.get_title(loc="left").split("  ")[0]: axes for axes in panels}
+    assert set(by_name) == set(FOUR) and len(panels) == len(FOUR)
+    for at, (name, axes) in enumerate((name, by_name[name]) for name in FOUR):
+        aucs = at_layers(quality, name, "held_out", "auc")
+        assert curve(axes) == pytest.approx(aucs), name
+        best = quality["emotions"][name]["best_layer"]
+        assert axes.get_title(loc="left") == f"{name}  {number(aucs[best])}"
+        null, own = map(band, axes.collections)
+        for layer, interval in at_layers(quality, name, "held_out", "interval").items():
+            assert own[layer] == pytest.approx(tuple(interval)), name
+            assert null[layer] == pytest.approx((0.4 - at / 100, 0.6 + at / 100)), name
+
+
+@pytest.mark.parametrize("interval", [None, [0.05, 0.18]])
+def test_low_aucs_are_inside_their_panels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: list[float] | None
+) -> None:
+    release = four()
+    for figures in release[1]["emotions"]["fear"]["layers"].values():
+        figures["held_out"] |= {"auc": 0.1, "interval": interval}
+    found = pictures(monkeypatch, tmp_path, *release)
+    assert found["layers"].axes[0].get_ylim()[0] <= 0.1
+    for axes in found["emotions"].axes:
+        assert axes.get_ylim()[0] <= min([0.1, *(interval or [])])
+
+
+def test_a_table_of_many_emotions_has_each_ones_aucs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"emotion{at}" for at in range(reportfigures.MOST_PANELS + 1)]
+    release = make_release(names=names, layers=(0, 4))
+    axes = pictures(monkeypatch, tmp_path, *release)["emotions"].axes[0]
+    aucs = {name: at_layers(release[1], name, "held_out", "auc") for name in names}
+    wanted = {(name, f"{layer:.0f}"): auc for name in names for layer, auc in aucs[name].items()}
+    assert cells(axes) == pytest.approx(wanted)
+    assert list(named(axes.yaxis).values()) == sorted(names, key=lambda name: -sum(aucs[name].values()))
+
+
+def test_each_family_has_its_own_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = four()
+    for at, layer in enumerate((3, 5, 8)):
+        release[1]["families"][str(layer)] = {
+            name: {
+                "cohesion": 0.1 * place + at / 100,
+                "random": {"mean": place / 50, "sd": 0.03 + at / 100},
+                "emotions": FOUR[:2],
+            }
+            for place, name in enumerate(("warm", "dark"), start=1)
+        }
+    panels = {axes.get_title(loc="left"): axes for axes in pictures(monkeypatch, tmp_path, *release)["families"].axes}
+    assert set(panels) == {"warm", "dark"}
+    for place, name in enumerate(("warm", "dark"), start=1):
+        assert curve(panels[name]) == pytest.approx({3: 0.1 * place, 5: 0.1 * place + 0.01, 8: 0.1 * place + 0.02})
+        for at, layer in enumerate((3, 5, 8)):
+            half = 2 * (0.03 + at / 100)
+            assert band(panels[name].collections[0])[layer] == pytest.approx((place / 50 - half, place / 50 + half))
+
+
+def test_each_map_of_heads_is_that_of_its_emotion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = four()
+    found = pictures(monkeypatch, tmp_path, *release)
+    maps = {name: head_map(release[3][name], [3, 5, 8]) for name in FOUR}
+    shown = {axes.get_title(loc="left"): axes.images[0].get_array() for axes in found["head_maps"].axes if axes.images}
+    assert set(shown) == set(FOUR)
+    for name, one in maps.items():
+        np.testing.assert_allclose(shown[name], 100 * one.share)
+    share, z = (axes.images[0].get_array() for axes in found["heads"].axes[:2])
+    np.testing.assert_allclose(share, 100 * np.mean([one.share for one in maps.values()], axis=0))
+    np.testing.assert_allclose(z, np.mean([one.z for one in maps.values()], axis=0))
+
+
+def test_each_half_of_the_confounds_has_its_own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left what the feature alone tells, right what the projection has of it, at the emotion's own best layer."""
+    release = four()
+    for at, name in enumerate(FOUR):
+        release[1]["emotions"][name]["best_layer"] = (3, 5, 8, 5)[at]
+    left, right = pictures(monkeypatch, tmp_path, *release)["confounds"].axes[:2]
+    told, follows = {}, {}
+    for name in FOUR:
+        emotion = release[1]["emotions"][name]
+        projection = emotion["layers"][str(emotion["best_layer"])]["projection"]
+        for feature in FEATURES:
+            at = (name, feature.replace("_", " "))
+            told[at] = emotion["label_auc"][feature]
+            follows[at] = projection[feature]["r_within" if feature in NUMERIC else "explained"]
+    for axes, table, sign in ((left, told, False), (right, follows, True)):
+        values = {at: np.nan if value is None else value for at, value in table.items()}
+        assert cells(axes, rows=left) == pytest.approx(values, nan_ok=True)
+        assert written(axes, rows=left) == {at: number(value, sign=sign) for at, value in table.items()}
+    assert left.get_title(loc="left") == "AUC of the feature alone"
+    assert right.get_title(loc="left") == "projection follows it"
+
+
+def test_the_confounds_in_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large the AUC, which is what the column sorts by; small r, or a share; lengths sort by the positives' median."""
+    release = four()
+    page = bare_page(monkeypatch, tmp_path, *release)
+    kinds = {text: given.get("data-kind") for given, text in zip(page.attributes("th"), page.of("th"), strict=True)}
+    lines = {line["Emotion"][1]: line for line in page.table("Median length")}
+    assert set(lines) == set(FOUR)
+    for name, line in lines.items():
+        emotion = release[1]["emotions"][name]
+        projection = emotion["layers"][str(emotion["best_layer"])]["projection"]
+        for feature in FEATURES:
+            heading = feature.replace("_", " ").capitalize()
+            given, text = line[heading]
+            auc = emotion["label_auc"][feature]
+            r, explained = (projection[feature].get(kind) for kind in ("r_within", "explained"))
+            note = f"r {number(r, sign=True)}" if r is not None else f"share {number(explained)}" if explained else ""
+            assert text == f"{number(auc)}{note}", (name, feature)
+            assert given["data-by"] == ("" if auc is None else f"{auc:.6g}"), (name, feature)
+            assert kinds[heading] == "number"
+        given, text = line["Median length"]
+        positive, negative = emotion["median_chars"]["positive"], emotion["median_chars"]["negative"]
+        assert text == f"{number(positive, 0)} / {number(negative, 0)}"
+        assert float(str(given["data-by"])) == positive
+    assert kinds["Median length"] == "number"
+
+
+def test_a_familys_z_in_closed_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = four()
+    family = {"cohesion": 0.2, "random": {"mean": 0.05, "sd": 0.1, "draws": 200}, "emotions": ["calm", "joy"]}
+    alone = {"cohesion": -0.3, "random": {"mean": -0.1, "sd": 0.0, "draws": 200}, "emotions": ["fear", "awe"]}
+    release[1]["families"]["5"] = {"warm": family, "dark": alone}
+    page = bare_page(monkeypatch, tmp_path, *release)
+    lines = [[text for _, text in line.values()] for line in page.table("Cohesion")]
+    assert lines == [["warm", "0.20", "0.05 ± 0.10", "+1.5", "calm, joy"], ["dark", "−0.30", "−0.10 ± 0.00", "–", "fear, awe"]]
+
+
+def test_the_track_runs_from_low_to_high(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands for 0.3 to 1: what lies beyond is drawn at its end."""
+    release = four()
+    figures = {"awe": (0.65, [0.44, 0.86]), "calm": (0.2, [0.1, 0.475]), "fear": (0.9, None), "joy": (0.825, [0.65, 1.0])}
+    for name, (auc, interval) in figures.items():
+        for layer in release[1]["emotions"][name]["layers"].values():
+            layer["held_out"] |= {"auc": auc, "interval": interval}
+    page = bare_page(monkeypatch, tmp_path, *release)
+    lines = [line["AUC"][1] for line in page.table("Verdict")]
+    assert lines == ["0.650.44 to 0.86", "0.200.10 to 0.47", "0.90–", f"{number(0.825)}0.65 to 1.00"]
+    marks = [(given["class"], given["style"]) for given in page.attributes("i") if "style" in given]
+    wanted = [("20.0", "80.0", "50.0"), ("0.0", "25.0", "0.0"), ("50.0", "100.0", "75.0")]
+    assert marks == [
+        mark
+        for left, right, at in wanted
+        for mark in (("range", f"left:{left}%;right:calc(100% - {right}%)"), ("at", f"left:{at}%"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("positives", "ranks", "wanted"),
+    [
+        (11, (1, 6, 11), ["Highest of 11", "6 of 11", "Lowest of 11"]),
+        (2, (1, 2), ["Highest of 2", "Lowest of 2"]),
+        (1, (1,), ["Highest of 1"]),
+    ],
+)
+def test_the_place_of_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positives: int, ranks: tuple[int, ...], wanted: list[str]
+) -> None:
+    readout, quality, tokens, heads = four()
+    one = tokens["emotions"]["calm"]
+    texts = [{**one["texts"][0], "rank": rank} for rank in ranks]
+    tokens["emotions"] = {"calm": {**one, "positives": positives, "texts": texts}}
+    page = bare_page(monkeypatch, tmp_path, readout, quality, tokens, heads)
+    assert [text.split(" projection")[0] for text in page.of("h4")] == wanted
+
+
+def test_emotions_are_in_alphabetical_order_and_links_lead_to_their_own_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readout, quality, tokens, heads = four()
+    one = tokens["emotions"]["calm"]
+    own = {name: {**one, "positives": 20 + at} for at, name in enumerate(FOUR)}
+    del own["calm"]
+    page = bare_page(monkeypatch, tmp_path, readout, quality, {**tokens, "emotions": own}, heads)
+    ordered = ["awe", "calm", "fear", "joy"]
+    for column in ("Verdict", "Median length"):
+        assert [line["Emotion"][1] for line in page.table(column)] == ordered
+    links = {text: given["href"] for (tag, given), text in zip(page.elements, page.texts, strict=True) if tag == "a"}
+    places = {given.get("id"): at for at, (tag, given) in enumerate(page.elements) if tag == "details"}
+    shown = [page.texts[at].split() for name, at in places.items() if str(name).startswith("text-")]
+    assert [words[0] for words in shown] == ["awe", "fear", "joy"]
+    for name in ("awe", "fear", "joy"):
+        words = page.texts[places[str(links[name]).removeprefix("#")]].split()
+        assert words[0] == name and str(20 + FOUR.index(name)) in words
+    assert "calm" not in links
+    assert page.of("option") == ["awe", "fear", "joy"]
 
 
 # Corners
