@@ -69,7 +69,9 @@ def test_other_neutral_texts_are_other_vectors_and_none_are_the_plain_ones(proje
     (project.folder / "neutral.jsonl").write_text(lines[0], encoding="utf-8")
     project.configure(neutral="neutral.jsonl")
     failed = project.run()
-    assert failed.status != 0 and "neutral.jsonl has 1 texts; denoise needs two at least" in failed.text
+    assert (
+        failed.status != 0 and "neutral.jsonl has 1 texts of min_content_chars (40) or more; denoise needs two" in failed.text
+    )
 
 
 def test_compare_ranks_every_method_layer_and_pooling_without_a_pass(project: Project) -> None:
