@@ -2,15 +2,28 @@ import sys
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.persistence import FileBackupMixin
 
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
+from amygdala import lock
 from amygdala.build import Build, check
 from amygdala.errors import UserError
 from amygdala.keys import key
 from amygdala.plan import warnings_of
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
+
+
+# Every stored file is an output to update(): what another build made meanwhile is not removed before a job. Snakemake then copies
+# it aside, and after a failed job writes the copy over it, in place, while others may read. A stored file is never changed, and
+# written whole: there is nothing to bring back.
+def keep_no_copy(persistence, path):
+    return False
+
+
+FileBackupMixin.backup_output = keep_no_copy
+FileBackupMixin.restore_output = keep_no_copy
 
 
 def tell(line):
@@ -34,6 +47,14 @@ except UserError as error:
 if build is not None and workflow.is_main_process:
     for line in warnings_of(build.plan, build.rules):
         logger.warning(f"warning: {line}")
+
+
+# Called in the main process alone, when there are jobs to run and they are not only shown.
+onstart:
+    try:
+        lock.take(".snakemake/amygdala.lock", logger.warning)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:
