@@ -1,8 +1,8 @@
+import logging
 import sys
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
-from snakemake.persistence import FileBackupMixin
 
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
@@ -10,20 +10,12 @@ from amygdala import lock
 from amygdala.build import Build, check
 from amygdala.errors import UserError
 from amygdala.keys import key
+from amygdala.outputs import check_room, check_writable, leave_stored_files_alone
 from amygdala.plan import warnings_of
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
 
-
-# Every stored file is an output to update(): what another build made meanwhile is not removed before a job. Snakemake then copies
-# it aside, and after a failed job writes the copy over it, in place, while others may read. A stored file is never changed, and
-# written whole: there is nothing to bring back.
-def keep_no_copy(persistence, path):
-    return False
-
-
-FileBackupMixin.backup_output = keep_no_copy
-FileBackupMixin.restore_output = keep_no_copy
+leave_stored_files_alone()
 
 
 def tell(line):
@@ -36,6 +28,10 @@ def tell(line):
 is_refresh = any(word.rstrip(":") == "refresh" for word in sys.argv[1:])
 build = None
 try:
+    if workflow.is_main_process and not workflow.logger_manager.settings.dryrun:
+        # A log line that cannot be written is no reason for a traceback.
+        logging.raiseExceptions = False
+        check_room(".snakemake")
     if is_refresh:
         check(config, Path(workflow.basedir), workflow.configfiles)
     else:
@@ -53,6 +49,7 @@ if build is not None and workflow.is_main_process:
 onstart:
     try:
         lock.take(".snakemake/amygdala.lock", logger.warning)
+        check_writable(path for job in workflow.dag.needrun_jobs() for path in job.output)
     except UserError as error:
         raise WorkflowError(str(error)) from None
 

@@ -1,8 +1,8 @@
 """One run at a time in a project folder: an advisory lock that the kernel lets go of when its holder ends, however it ends.
 
-Snakemake's own lock is files that a killed run leaves behind, so that the next one asks for `--unlock`; profiles/default turns it
-off. Jobs of a killed run that still go on hold no lock and do no harm: they write stored files whole, under names that say what
-is in them.
+Snakemake's own lock is files, which a killed run leaves behind, so that the next one asks for `--unlock`; profiles/default
+turns it off. Jobs of a killed run that still go on hold no lock and do no harm: they write stored files whole, under names that
+say what is in them.
 """
 
 from __future__ import annotations
