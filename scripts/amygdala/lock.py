@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from amygdala.errors import UserError, shown
+from amygdala.errors import UserError, shown, shown_path
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without flock answer
 HOLDER_BYTES = 1000  # read of what a holder said of itself
@@ -39,7 +39,7 @@ def take(path: str | os.PathLike[str], say: Callable[[str], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask
     except OSError as error:
-        raise UserError(f"cannot write {shown(path)}: {error.strerror}") from None
+        raise UserError(f"cannot write {shown_path(path)}: {error.strerror}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -48,11 +48,11 @@ def take(path: str | os.PathLike[str], say: Callable[[str], None]) -> None:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise UserError(
                 f"another run works in this folder: {holder}. Wait until it ends, or end it; nothing is left to unlock then. "
-                f"A run in another folder may use the same store at the same time. (The lock is {shown(path)}.)"
+                f"A run in another folder may use the same store at the same time. (The lock is {shown_path(path)}.)"
             ) from None
         if error.errno not in WITHOUT_LOCKS:
-            raise UserError(f"cannot lock {shown(path)}: {error.strerror}") from None
-        say(f"warning: {shown(path.parent)} lies on a file system without locks: start no second run in this folder")
+            raise UserError(f"cannot lock {shown_path(path)}: {error.strerror}") from None
+        say(f"warning: {shown_path(path.parent)} lies on a file system without locks: start no second run in this folder")
         return
     _held[path] = descriptor
     about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}

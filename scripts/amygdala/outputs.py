@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from amygdala.errors import UserError, shown
+from amygdala.errors import UserError, shown_path
 from amygdala.files import FULL
 
 ROOM_BYTES = 1 << 16  # what a run's own log and notes take at the least
@@ -73,7 +73,7 @@ def check_writable(outputs: Iterable[str | os.PathLike[str]]) -> None:
         path, folder = refused[0]
         more = f" and {len(refused) - 1} more files" if len(refused) > 1 else ""
         raise UserError(
-            f"cannot write {shown(path)}{more}: {shown(folder)} is read-only here, or another user's. "
+            f"cannot write {shown_path(path)}{more}: {shown_path(folder)} is read-only here, or another user's. "
             "Set `store:` and `results:` to folders that you may write, or have this one opened"
         )
 
@@ -89,5 +89,5 @@ def check_room(folder: str | os.PathLike[str]) -> None:
             probe.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in FULL:
-            where = shown(probe.parent.absolute())
+            where = shown_path(probe.parent.absolute())
             raise UserError(f"cannot write in {where}: {error.strerror}. Make room; nothing was started") from None
