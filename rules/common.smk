@@ -28,7 +28,7 @@ def tell(line):
 is_refresh = any(word.rstrip(":") == "refresh" for word in sys.argv[1:])
 build = None
 try:
-    if workflow.is_main_process and not workflow.logger_manager.settings.dryrun:
+    if workflow.is_main_process:
         # A log line that cannot be written is no reason for a traceback.
         logging.raiseExceptions = False
         check_room(".snakemake")

@@ -323,11 +323,11 @@ def test_a_full_disk_under_the_project(bench: Bench, tmp_path: Path, disk: Path)
     shutil.rmtree(project.folder / "results")
     project.configure(store=str(store))
     make_room = fill(disk)
-    full = project.run()
-    assert full.status != 0 and not full.jobs
-    assert full.text.count(f"cannot write in '{project.folder}/.snakemake': No space left on device") == 1
-    assert len(full.text.strip().splitlines()) <= 6, full.text
-    assert project.run("--dry-run").ok().jobs == {"Publish readout in results/readout": 1}
+    for arguments in ([], ["--dry-run"]):  # Snakemake writes in a dry run too
+        full = project.run(*arguments)
+        assert full.status != 0 and not full.jobs
+        assert full.text.count(f"cannot write in '{project.folder}/.snakemake': No space left on device") == 1
+        assert len(full.text.strip().splitlines()) <= 6, full.text
     make_room()
     project.run().ok()
     assert_same_release(project, bench, store)

@@ -70,7 +70,7 @@ def test_killed_holders_hold_nothing(path: Path) -> None:
 def test_what_a_holder_started_does_not_hold_it(path: Path) -> None:
     """A killed run's job may go on for hours."""
     lock.take(path, never)
-    with subprocess.Popen(["sleep", "60"]) as job:
+    with subprocess.Popen(["sleep", "60"], close_fds=False) as job:
         lock.release(path)
         with holder(path) as other:
             assert other.stdin

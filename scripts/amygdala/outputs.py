@@ -15,7 +15,7 @@ from typing import Any
 from amygdala.errors import UserError, shown_path
 from amygdala.files import FULL
 
-ROOM_BYTES = 1 << 16  # what a run's own log and notes take at the least
+ROOM_BYTES = 1 << 16  # what a run's own log and notes take at the least, a dry run's too
 
 
 def leave_stored_files_alone() -> None:
