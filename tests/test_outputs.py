@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_written_is_left_to_who_needs_it(tmp_path: Path)
 
 
 def run_job(log: str, work: Any) -> None:
-    with job(SimpleNamespace(log=[log], input=["input"], output=[])) as say:
+    with job(SimpleNamespace(log=[log], input=["input"], output=[], params=None)) as say:
         work(say)
 
 

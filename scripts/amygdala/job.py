@@ -12,6 +12,8 @@ from typing import Any, NoReturn, TextIO
 
 from amygdala.errors import UserError
 from amygdala.files import FULL
+from amygdala.recipes import read_sheet
+from amygdala.stamps import using
 
 Say = Callable[[str], None]
 
@@ -20,7 +22,8 @@ Say = Callable[[str], None]
 def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterator[Say]:
     """Give `say(line)`, which writes to the job's log (`aloud`: to the terminal too).
 
-    Whatever else is printed goes to the log as well. A UserError ends the process with status 1 and one line. A job that
+    Whatever else is printed goes to the log as well. Files of the store say what they are made from (stamps.py), by the recipes
+    in the file that the parameter `recipes` names. A UserError ends the process with status 1 and one line. A job that
     needs input and has none was planned while all its outputs existed (rules/common.smk, unless_stored): if they still do,
     there is nothing to do.
     """
@@ -30,7 +33,8 @@ def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterat
         try:
             if needs_input and not len(snakemake.input):
                 _leave_stored(snakemake.output)
-            with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
+            sheet = read_sheet(getattr(snakemake.params, "recipes", None))
+            with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log), using(sheet):
                 yield lambda line: _say(line, log, terminal if aloud else None)
         except UserError as error:
             _tell_error(str(error), log, terminal)
