@@ -2,6 +2,7 @@ import sys
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.persistence import FileBackupMixin
 
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
@@ -11,11 +12,28 @@ from amygdala.keys import key
 from amygdala.plan import warnings_of
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
+from amygdala.tiers import take
 
 
 def tell(line):
     if workflow.is_main_process:
         logger.info(line)
+
+
+# Before a job that may update outputs Snakemake copies them aside, and after a failure back in place: over a file that another
+# workflow may be reading, or through a link into a store that is only read. A job that fails has changed none of them: files
+# that are there are never written again, and new ones are whole.
+def keep_no_backup(persistence, path):
+    pass
+
+
+def keep_output(persistence, path):
+    """Whether the output of a failed job is there, and stays."""
+    return path.exists()
+
+
+FileBackupMixin.backup_output = keep_no_backup
+FileBackupMixin.restore_output = keep_output
 
 
 # Fetching needs no build: the graph may not be there yet, or not to be built from. What else was asked for would be planned from
@@ -26,7 +44,15 @@ try:
     if is_refresh:
         check(config, Path(workflow.basedir), workflow.configfiles)
     else:
-        build = Build(config, Path(workflow.basedir), workflow.configfiles, tell)
+        build = Build(
+            config,
+            Path(workflow.basedir),
+            workflow.configfiles,
+            tell,
+            share=workflow.is_main_process,
+        )
+        if taken := take(build):
+            tell(f"store_read: linked {taken} files")
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 import traceback
@@ -13,15 +14,16 @@ from typing import Any, TextIO
 from amygdala.errors import UserError
 
 Say = Callable[[str], None]
+ADVICE = "Ask its owner to change its mode (docs/sharing.md says which umask a shared store wants)"
 
 
 @contextlib.contextmanager
 def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterator[Say]:
     """Give `say(line)`, which writes to the job's log (`aloud`: to the terminal too).
 
-    Whatever else is printed goes to the log as well. A UserError ends the process with status 1 and one line. A job that
-    needs input and has none was planned while all its outputs existed (rules/common.smk, unless_stored): if they still do,
-    there is nothing to do.
+    Whatever else is printed goes to the log as well. A UserError ends the process with status 1 and one line, as does a
+    file that the system does not let the job read or write. A job that needs input and has none was planned while all its
+    outputs existed (rules/common.smk, unless_stored): if they still do, there is nothing to do.
     """
     path = snakemake.log[0] if len(snakemake.log) else None
     terminal = sys.stderr
@@ -29,10 +31,14 @@ def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterat
         try:
             if needs_input and not len(snakemake.input):
                 _leave_stored(snakemake.output)
+            _check_readable(snakemake.input)
             with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
                 yield lambda line: _say(line, log, terminal if aloud else None)
         except UserError as error:
             print(f"error: {error}", file=log)
+            sys.exit(1)
+        except PermissionError as error:
+            print(f"error: {error.filename}: {error.strerror}. {ADVICE}", file=log)
             sys.exit(1)
         except Exception:
             if log is not terminal:
@@ -47,6 +53,13 @@ def _leave_stored(outputs: Iterable[str]) -> None:
             f"{missing[0]} was there when the run was planned, and is gone: run snakemake again, it will be rebuilt"
         )
     sys.exit(0)
+
+
+def _check_readable(inputs: Iterable[str]) -> None:
+    """UserError for a file that another user keeps to themselves; libraries tell of it as of one that is missing."""
+    for path in inputs:
+        if not os.access(path, os.R_OK) and Path(path).exists():
+            raise UserError(f"{path} may not be read. {ADVICE}")
 
 
 def _say(line: str, log: TextIO, terminal: TextIO | None) -> None:
