@@ -62,8 +62,8 @@ class Tiers:
         for given, path in zip(paths, self.paths, strict=True):
             if not path.is_dir():
                 raise UserError(
-                    f"store_read: {shown(given)} is no folder that can be read. Mount it, or take it out of store_read: what it "
-                    "holds would be computed again"
+                    f"store_read: {shown(given)} is no folder that can be read. Mount it, or take it out of store_read: what "
+                    "it holds would be computed again"
                 )
             if Path(store).exists() and path.samefile(store):
                 raise UserError(f"store_read: {shown(given)} is the store itself (`store:`): take it out of store_read")
@@ -83,9 +83,9 @@ class Tiers:
         return sum(self.take(self._segments(space)) for space in spaces) if self.paths else 0
 
     def _segments(self, space: str) -> list[str]:
-        """Paths in the own store of the segments of a space, the tiers' and those linked before."""
+        """Paths in the own store of the tiers' segments of a space."""
         found: set[str] = set()
-        for root in (*(self._in(tier, Path(space)) for tier in self.paths), Path(space)):
+        for root in (self._in(tier, Path(space)) for tier in self.paths):
             for layer in _names(root):
                 if layer.startswith("layer_"):
                     names = (name for name in _names(root / layer) if name.endswith(SEGMENT))
