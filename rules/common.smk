@@ -7,7 +7,7 @@ from snakemake.persistence import FileBackupMixin
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
 from amygdala.build import Build, check
-from amygdala.errors import UserError
+from amygdala.errors import UserError, kept
 from amygdala.keys import key
 from amygdala.plan import warnings_of
 from amygdala.reportfiles import LABELS as REPORT_LABELS
@@ -87,6 +87,13 @@ def is_forced():
     return bool(workflow.dag_settings.forceall or workflow.dag_settings.forcerun)
 
 
+def is_stored(path):
+    try:
+        return Path(path).exists()
+    except PermissionError as error:
+        raise WorkflowError(str(kept(path, error.strerror))) from None
+
+
 def unless_stored(outputs, inputs):
     """The inputs of a job, or none where all its outputs exist.
 
@@ -94,7 +101,7 @@ def unless_stored(outputs, inputs):
     Snakemake, because that input is made in the same run, and ancient() covers existing files alone. Only input functions may
     call this: whether jobs are forced is not yet known when the rules are read.
     """
-    if not is_forced() and all(Path(path).exists() for path in outputs):
+    if not is_forced() and all(is_stored(path) for path in outputs):
         return []
     return [ancient(path) for path in inputs]
 
@@ -104,7 +111,7 @@ def emotions_to_make(emotions, outputs_of):
     return [
         emotion
         for emotion in emotions
-        if is_forced() or not all(Path(path).exists() for path in outputs_of(emotion))
+        if is_forced() or not all(is_stored(path) for path in outputs_of(emotion))
     ]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amygdala.errors import UserError
+from amygdala.errors import UserError, kept
 
 SETTLED_S = 2.0  # a file younger than this may still change within one tick of its mtime: its memo is not kept
 
@@ -40,6 +40,12 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """UserError where files cannot be added to a folder that is there, for what takes long before it writes."""
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        raise kept(f"cannot write into {folder}", os.strerror(errno.EACCES))
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

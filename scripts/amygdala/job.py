@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from amygdala.errors import UserError
+from amygdala.errors import UserError, kept
 
 Say = Callable[[str], None]
-ADVICE = "Ask its owner to change its mode (docs/sharing.md says which umask a shared store wants)"
 
 
 @contextlib.contextmanager
@@ -38,7 +37,7 @@ def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterat
             print(f"error: {error}", file=log)
             sys.exit(1)
         except PermissionError as error:
-            print(f"error: {error.filename}: {error.strerror}. {ADVICE}", file=log)
+            print(f"error: {kept(error.filename, error.strerror)}", file=log)
             sys.exit(1)
         except Exception:
             if log is not terminal:
@@ -59,7 +58,7 @@ def _check_readable(inputs: Iterable[str]) -> None:
     """UserError for a file that another user keeps to themselves; libraries tell of it as of one that is missing."""
     for path in inputs:
         if not os.access(path, os.R_OK) and Path(path).exists():
-            raise UserError(f"{path} may not be read. {ADVICE}")
+            raise kept(path)
 
 
 def _say(line: str, log: TextIO, terminal: TextIO | None) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from amygdala.errors import UserError
+from amygdala.errors import UserError, kept
 from amygdala.keys import key
 from amygdala.tensors import write_tensors
 
@@ -230,7 +230,7 @@ def _segments_in(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"cannot list {folder}: {error.strerror}. Ask its owner to make it readable") from None
+        raise kept(folder, error.strerror) from None
 
 
 def held_rows(space: str | Path, layer: int, say: Any = lambda line: None) -> Held:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amygdala.errors import UserError, shown
+from amygdala.errors import UserError, kept, shown
 
 if TYPE_CHECKING:
     from amygdala.build import Build
@@ -60,7 +60,7 @@ class Tiers:
         self.paths = [Path(os.path.abspath(Path(path).expanduser())) for path in paths]
         self._folders: dict[Path, bool] = {}
         for given, path in zip(paths, self.paths, strict=True):
-            if not path.is_dir():
+            if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises where a folder above may not be read)
                 raise UserError(
                     f"store_read: {shown(given)} is no folder that can be read. Mount it, or take it out of store_read: what "
                     "it holds would be computed again"
@@ -73,7 +73,10 @@ class Tiers:
 
         UserError where a link cannot be made, or the tier's file may not be read.
         """
-        return sum(self._take(path) for path in map(Path, paths) if not path.exists()) if self.paths else 0
+        try:
+            return sum(self._take(path) for path in map(Path, paths) if not path.exists()) if self.paths else 0
+        except PermissionError as error:
+            raise kept(f"store_read: {error.filename}", error.strerror) from None
 
     def take_segments(self, spaces: Iterable[str]) -> int:
         """Link the tiers' segments of activations in these folders of the own store, of all layers; returns how many.
@@ -114,9 +117,7 @@ class Tiers:
             if not self._is_folder(source.parent) or not source.exists():
                 continue
             if not os.access(source, os.R_OK):
-                raise UserError(
-                    f"store_read: {source} may not be read: ask its owner to make it readable, or take {tier} out of store_read"
-                )
+                raise kept(f"store_read: {source}")
             return source
         return None
 
@@ -145,7 +146,7 @@ def _names(folder: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise UserError(f"store_read: {folder} cannot be listed: {error.strerror}. Ask its owner to make it readable") from None
+        raise kept(f"store_read: {folder}", error.strerror) from None
 
 
 def take(build: Build) -> int:
