@@ -14,7 +14,7 @@ from typing import Any
 
 from amygdala import config as configuration
 from amygdala.errors import UserError, listed
-from amygdala.files import recall, remember, sha256_file
+from amygdala.files import check_readable, recall, remember, sha256_file
 from amygdala.keys import code, key, version
 from amygdala.methods import METHODS
 from amygdala.modelinfo import Model, describe
@@ -83,7 +83,8 @@ def batches(emotions: Sequence[str], size: int) -> list[list[str]]:
 class Build:
     """Everything that rules ask for. `config` must be complete; UserError for what is wrong with it, the graph or the model.
 
-    share: whether `store_read` is looked into (amygdala.tiers). The main process does; its jobs find the links made.
+    share: whether other users' stores are minded: the own one must be readable, `store_read` is looked into (amygdala.tiers).
+    The main process does so; its jobs find the links made.
     """
 
     def __init__(
@@ -98,6 +99,8 @@ class Build:
         self.store, self.results = (str(Path(config[name]).expanduser()) for name in ("store", "results"))
         base = [Path(), home]
         self.home = home
+        if share:
+            check_readable(Path(self.store))
         self.tiers = Tiers(self.store, config["store_read"] if share else [])
         self.rules = Rules.of(config)
         self.current = Snapshot(config, base, self.store)

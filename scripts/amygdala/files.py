@@ -42,6 +42,19 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def check_readable(store: Path) -> None:
+    """UserError where the store or one of its folders may not be looked into: what lies there would count as missing."""
+    try:
+        folders = [store, *(path for path in store.iterdir() if path.is_dir())]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise kept(f"store: {store}", error.strerror) from None
+    for folder in folders:
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise kept(f"store: {folder}", os.strerror(errno.EACCES))
+
+
 def check_writable(folder: Path) -> None:
     """UserError where files cannot be added to a folder that is there, for what takes long before it writes."""
     if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
