@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 from collections import Counter
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import tiny
+from amygdala.build import check
 from project import Project
 
 pytestmark = pytest.mark.end_to_end
@@ -82,6 +85,15 @@ def second(first: Project, tier: Path, tmp_path: Path) -> Project:
     (project.folder / "config.yaml").write_text((first.folder / "config.yaml").read_text())
     project.configure(store_read=[str(tier)])
     return project
+
+
+def test_the_page_s_configuration_is_valid() -> None:
+    page = (tiny.REPOSITORY / "docs/sharing.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    defaults = yaml.safe_load((tiny.REPOSITORY / "config.yaml").read_text(encoding="utf-8"))
+    for block in blocks:
+        check({**defaults, **yaml.safe_load(block)}, tiny.REPOSITORY)
 
 
 def test_a_shared_store_has_the_modes_that_the_umask_says(first: Project) -> None:

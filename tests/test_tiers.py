@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,15 @@ def test_folders_follow_the_umask(folder: Path, mask: int) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((Path("store") / NAME).parent.stat().st_mode) == 0o777 & ~mask
+
+
+def test_a_copy_that_follows_links_needs_no_other_store(folder: Path) -> None:
+    for name in (NAME, "quality/key.json"):
+        put(folder / "one" / name, name)
+    tiers().take([f"store/{NAME}", "store/quality/key.json"])
+    subprocess.run(["cp", "-rL", "store", "store-of-my-own"], check=True)
+    shutil.rmtree("one")
+    assert [(Path("store-of-my-own") / name).read_text() for name in (NAME, "quality/key.json")] == [NAME, "quality/key.json"]
 
 
 # What is wrong

@@ -140,3 +140,15 @@ def hub_download(repository: str, commit: str, **retry: Any) -> str:
     )
     modelinfo.weights_of(Path(folder))
     return folder
+
+
+def hub_cached(repository: str, commit: str) -> bool:
+    """Whether this machine's Hugging Face cache holds the model's weights; the network is not asked."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = snapshot_download(repository, revision=commit, local_files_only=True)
+        modelinfo.weights_of(Path(folder))
+    except (errors.LocalEntryNotFoundError, UserError):
+        return False
+    return True

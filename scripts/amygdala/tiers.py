@@ -100,10 +100,7 @@ class Tiers:
         if source is None:
             return False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_symlink():  # which leads nowhere any more
-                path.unlink(missing_ok=True)
-            path.symlink_to(source)
+            _link(path, source)
         except FileExistsError:
             return False  # another run was quicker
         except OSError as error:
@@ -114,11 +111,12 @@ class Tiers:
         """The first tier's file for a path of the own store, less tiers whose file was set aside as damaged."""
         for tier in self.paths[self._refused(path) :]:
             source = self._in(tier, path)
-            if not self._is_folder(source.parent) or not source.exists():
+            if not self._is_folder(source.parent):
                 continue
-            if not os.access(source, os.R_OK):
+            if os.access(source, os.R_OK):
+                return source
+            if source.exists():
                 raise kept(f"store_read: {source}")
-            return source
         return None
 
     def _refused(self, path: Path) -> int:
@@ -138,6 +136,20 @@ class Tiers:
         if folder not in self._folders:
             self._folders[folder] = folder.is_dir()
         return self._folders[folder]
+
+
+def _link(path: Path, source: Path) -> None:
+    """FileExistsError where something is there that leads anywhere. (Thousands are linked at a time: the rare comes last.)"""
+    try:
+        path.symlink_to(source)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(source)
+    except FileExistsError:
+        if path.exists():
+            raise
+        path.unlink(missing_ok=True)
+        path.symlink_to(source)
 
 
 def _names(folder: Path) -> list[str]:
