@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from amygdala.errors import UserError, kept
+from amygdala.recipes import read_sheet
+from amygdala.stamps import using
 
 Say = Callable[[str], None]
 
@@ -20,9 +22,10 @@ Say = Callable[[str], None]
 def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterator[Say]:
     """Give `say(line)`, which writes to the job's log (`aloud`: to the terminal too).
 
-    Whatever else is printed goes to the log as well. A UserError ends the process with status 1 and one line, as does a
-    file that the system does not let the job read or write. A job that needs input and has none was planned while all its
-    outputs existed (rules/common.smk, unless_stored): if they still do, there is nothing to do.
+    Whatever else is printed goes to the log as well. Files of the store say what they are made from (stamps.py), by the recipes
+    in the file that the parameter `recipes` names. A UserError ends the process with status 1 and one line, as does a file
+    that the system does not let the job read or write. A job that needs input and has none was planned while all its outputs
+    existed (rules/common.smk, unless_stored): if they still do, there is nothing to do.
     """
     path = snakemake.log[0] if len(snakemake.log) else None
     terminal = sys.stderr
@@ -31,7 +34,8 @@ def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterat
             if needs_input and not len(snakemake.input):
                 _leave_stored(snakemake.output)
             _check_readable(snakemake.input)
-            with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
+            sheet = read_sheet(getattr(snakemake.params, "recipes", None))
+            with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log), using(sheet):
                 yield lambda line: _say(line, log, terminal if aloud else None)
         except UserError as error:
             print(f"error: {error}", file=log)
