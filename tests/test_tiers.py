@@ -148,17 +148,18 @@ def test_a_link_that_leads_nowhere_is_no_damaged_file(folder: Path) -> None:
     assert tiers().take(["store/a"]) == 1
 
 
-def test_another_run_may_link_the_same_file_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(folder / "one" / "a")
+def test_another_run_may_make_the_same_file_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(folder / "one" / "a", "theirs")
     real: Callable[..., None] = Path.symlink_to
 
     def late(path: Path, target: Path) -> None:
-        real(path, target)
+        if not path.exists():
+            put(path, "mine")
         real(path, target)
 
     monkeypatch.setattr(Path, "symlink_to", late)
     assert tiers().take(["store/a"]) == 0
-    assert Path("store/a").read_text() == "sound"
+    assert Path("store/a").read_text() == "mine"
 
 
 @pytest.mark.parametrize("mask", [0o002, 0o027, 0o077])

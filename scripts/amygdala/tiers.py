@@ -125,7 +125,7 @@ class Tiers:
             target = path.with_name(path.name + DAMAGED).readlink()
         except OSError:
             return 0
-        return max((number for number, tier in enumerate(self.paths, 1) if target == self._in(tier, path)), default=0)
+        return next((number for number, tier in enumerate(self.paths, 1) if target == self._in(tier, path)), 0)
 
     def _in(self, tier: Path, path: Path) -> Path:
         """Where a path of the own store lies in a tier."""
