@@ -163,4 +163,6 @@ def _names(folder: Path) -> list[str]:
 
 def take(build: Build) -> int:
     """Link what the build names, its own store lacks and its `store_read` has; returns how many files."""
+    if not build.tiers.paths:  # the keys of what is measured on request take a while to work out
+        return 0
     return build.tiers.take([*model_of(build), *files_of(build)]) + build.tiers.take_segments(build.spaces)
