@@ -14,7 +14,8 @@ from amygdala.job import job
 
 
 def snakemake(tmp_path: Path, *inputs: Path) -> Any:
-    return SimpleNamespace(log=[str(tmp_path / "log")], input=[str(path) for path in inputs], output=[str(tmp_path / "made")])
+    paths = {"input": [str(path) for path in inputs], "output": [str(tmp_path / "made")]}
+    return SimpleNamespace(log=[str(tmp_path / "log")], params=SimpleNamespace(), **paths)
 
 
 def test_an_input_that_its_owner_keeps_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
