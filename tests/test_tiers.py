@@ -153,8 +153,8 @@ def test_another_run_may_make_the_same_file_first(folder: Path, monkeypatch: pyt
     real: Callable[..., None] = Path.symlink_to
 
     def late(path: Path, target: Path) -> None:
-        if not path.exists():
-            put(path, "mine")
+        monkeypatch.setattr(Path, "symlink_to", real)
+        put(path, "mine")
         real(path, target)
 
     monkeypatch.setattr(Path, "symlink_to", late)
