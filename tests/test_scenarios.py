@@ -1,5 +1,5 @@
-"""What rebuilds when: scenarios of docs/build.md end to end, each held against its row there (the jobs that a dry run tells and
-that then run, the texts that `changes` tells and that are then forwarded). The table names the tests of the others.
+"""What rebuilds when: scenarios of docs/build.md, end to end. Each is held against its row in the table there: the jobs that a dry
+run tells and that then run, the texts that `changes` tells and that are then forwarded. The table names tests elsewhere too.
 """
 
 from __future__ import annotations
@@ -158,10 +158,8 @@ def test_another_minor_version_of_torch(project: Project, tmp_path: Path) -> Non
     environment = installed(tmp_path / "site", torch="2.987.0")
     project.run("changes", **environment).ok()
     told = json.loads((project.folder / "results/changes.json").read_text(encoding="utf-8"))
-    foretold = told["forward"]["texts"]
-    holds(
-        project, "torch or transformers, another minor version", EMOTIONS, foretold=foretold, until="activations", **environment
-    )
+    how = {"foretold": told["forward"]["texts"], "until": "activations", **environment}
+    holds(project, "torch or transformers, another minor version", EMOTIONS, **how)
 
 
 # The graph

@@ -389,6 +389,7 @@ def test_another_model_and_pooling_by_config(project: Project, tmp_path: Path) -
     second = tiny.make_model(tmp_path / "qwen3", "qwen3", seed=1)
     done = project.build("--config", f"model={second}", "pooling=last", "results=other")
     manifest = json.loads((project.folder / "other/readout/manifest.json").read_text())
+    assert kinds(done) == expected(ROWS["other weights in the model's folder, `.snakemake` deleted"], EMOTIONS, [])
     assert done.forwarded == manifest["capture"]["unique_texts"]
     assert (manifest["hidden_size"], manifest["pooling"]) == (32, "last")
     assert not project.build().jobs, "the first model's release is still there"
