@@ -1,5 +1,5 @@
-"""What rebuilds when: scenarios of docs/build.md, end to end. Each is held against its row in the table there: the jobs that a dry
-run tells and that then run, the texts that `changes` tells and that are then forwarded. The table names tests elsewhere too.
+"""What rebuilds when: scenarios of docs/build.md, end to end. Each is held against its row in the table there: the jobs that a
+dry run tells and that then run, the texts that `changes` tells and that are then forwarded. The table names tests elsewhere.
 """
 
 from __future__ import annotations
