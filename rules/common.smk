@@ -439,6 +439,11 @@ def get_release_vectors(wildcards):
     return unless_stored(build.release(chosen), files)
 
 
+def get_release_snapshot(wildcards):
+    """What `changes` compares the next build with. Examples that are stored already would not have it made."""
+    return unless_stored(build.release(get_release(wildcards)), [build.snapshot])
+
+
 def get_release_indices(wildcards):
     return unless_stored(build.release(get_release(wildcards)), build.indices)
 

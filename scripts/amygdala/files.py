@@ -109,12 +109,15 @@ def recall(path: Path) -> Any:
 
 
 def _stamp(paths: list[Path]) -> list[list[Any]]:
+    """[[path, size, mtime, ctime]]: a copy that keeps times (rsync, a container's layer, a store with all times at 1) may put
+    other bytes of the same size and mtime in place, but no program sets the ctime.
+    """
     stats = [(path, path.stat()) for path in paths]
-    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return [[str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for path, stat in stats]
 
 
 def content_identity(paths: list[Path], root: Path, memo: Path) -> str:
-    """`sha256:…` over names (relative to `root`) and bytes of files; remembered in `memo` against path, size and mtime."""
+    """`sha256:…` over names (relative to `root`) and bytes of files; remembered in `memo` against path, size and times."""
     stamp = _stamp(paths)
     known = recall(memo)
     if isinstance(known, dict) and known.get("files") == stamp and isinstance(known.get("identity"), str):
@@ -124,6 +127,6 @@ def content_identity(paths: list[Path], root: Path, memo: Path) -> str:
     else:
         sums = [(str(path.relative_to(root)), sha256_file(path)) for path in paths]
         identity = f"sha256:{hashlib.sha256(json.dumps(sums).encode()).hexdigest()}"
-    if all(time.time() - mtime / 1e9 > SETTLED_S for _, _, mtime in stamp):
+    if all(time.time() - mtime / 1e9 > SETTLED_S for _, _, mtime, _ in stamp):
         remember(memo, {"files": stamp, "identity": identity})
     return identity
