@@ -1,18 +1,22 @@
+import logging
 import sys
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
-from snakemake.persistence import FileBackupMixin
 
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
+from amygdala import lock
 from amygdala.build import Build, check
 from amygdala.errors import UserError, kept
 from amygdala.keys import key
+from amygdala.outputs import check_room, check_writable, leave_stored_files_alone
 from amygdala.plan import warnings_of
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
 from amygdala.tiers import take
+
+leave_stored_files_alone()
 
 
 def tell(line):
@@ -20,27 +24,15 @@ def tell(line):
         logger.info(line)
 
 
-# Before a job that may update outputs Snakemake copies them aside, and after a failure back in place: over a file that another
-# workflow may be reading, or through a link into a store that is only read. A job that fails has changed none of them: files
-# that are there are never written again, and new ones are whole.
-def keep_no_backup(persistence, path):
-    pass
-
-
-def keep_output(persistence, path):
-    """Whether the output of a failed job is there, and stays."""
-    return path.exists()
-
-
-FileBackupMixin.backup_output = keep_no_backup
-FileBackupMixin.restore_output = keep_output
-
-
 # Fetching needs no build: the graph may not be there yet, or not to be built from. What else was asked for would be planned from
 # the old snapshot. (Targets are known to the command line alone while rules are read; a job names its target with a colon behind.)
 is_refresh = any(word.rstrip(":") == "refresh" for word in sys.argv[1:])
 build = None
 try:
+    if workflow.is_main_process:
+        # A log line that cannot be written is no reason for a traceback.
+        logging.raiseExceptions = False
+        check_room(".snakemake")
     if is_refresh:
         check(config, Path(workflow.basedir), workflow.configfiles)
     else:
@@ -60,6 +52,15 @@ except UserError as error:
 if build is not None and workflow.is_main_process:
     for line in warnings_of(build.plan, build.rules):
         logger.warning(f"warning: {line}")
+
+
+# Called in the main process alone, when there are jobs to run and they are not only shown.
+onstart:
+    try:
+        lock.take(".snakemake/amygdala.lock", logger.warning)
+        check_writable(path for job in workflow.dag.needrun_jobs() for path in job.output)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:

@@ -349,7 +349,6 @@ def test_killed_halfway_a_rerun_ends_with_the_same_release(built: Project, tmp_p
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not list(project.folder.glob("results/readout/*"))
-    project.run("--unlock").ok()
     done = project.build()
     assert done.forwarded == 0
     assert project.path("results/.current/readout.*").name == built.path("results/.current/readout.*").name

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+PATH_CHARS = 4096  # no system takes longer ones
 
 
 class UserError(Exception):
@@ -19,6 +22,11 @@ def shown(value: Any, limit: int = 80) -> str:
     """`value` quoted for a terminal: control characters escaped, cut to `limit` characters."""
     text = value if isinstance(value, str) else str(value)
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path quoted as by `shown`, uncut: half a path finds no file."""
+    return shown(os.fspath(path), limit=PATH_CHARS)
 
 
 def listed(names: list[str], limit: int = 12) -> str:

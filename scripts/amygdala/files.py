@@ -16,6 +16,7 @@ from typing import Any
 from amygdala.errors import UserError, kept
 from amygdala.stamps import MADE_FROM, sealed, split
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or a user's share of it
 SETTLED_S = 2.0  # a file younger than this may still change within one tick of its mtime: its memo is not kept
 
 
@@ -35,7 +36,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in (*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
             raise UserError(f"cannot write {path}: {os.strerror(error.errno)}. Nothing was left half written.") from None
         raise
     finally:

@@ -9,9 +9,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from amygdala.errors import UserError, kept
+from amygdala.files import FULL
 from amygdala.recipes import read_sheet
 from amygdala.stamps import using
 
@@ -29,7 +30,7 @@ def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterat
     """
     path = snakemake.log[0] if len(snakemake.log) else None
     terminal = sys.stderr
-    with open(path, "w", encoding="utf-8", buffering=1) if path else contextlib.nullcontext(terminal) as log:
+    with _log(path) if path else contextlib.nullcontext(terminal) as log:
         try:
             if needs_input and not len(snakemake.input):
                 _leave_stored(snakemake.output)
@@ -38,15 +39,35 @@ def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterat
             with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log), using(sheet):
                 yield lambda line: _say(line, log, terminal if aloud else None)
         except UserError as error:
-            print(f"error: {error}", file=log)
-            sys.exit(1)
+            _tell_error(str(error), log, terminal)
         except PermissionError as error:
-            print(f"error: {kept(error.filename, error.strerror)}", file=log)
-            sys.exit(1)
-        except Exception:
+            _tell_error(str(kept(error.filename, error.strerror)), log, terminal)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                _tell_error(f"cannot write {error.filename or path}: {error.strerror}", log, terminal)
             if log is not terminal:
                 traceback.print_exc(file=log)
             raise
+
+
+@contextlib.contextmanager
+def _log(path: str) -> Iterator[TextIO]:
+    """The log, written line by line. What is left to write on a full disk is dropped."""
+    log = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+    try:
+        yield log
+    finally:
+        with contextlib.suppress(OSError):
+            log.close()
+
+
+def _tell_error(message: str, log: TextIO, terminal: TextIO) -> NoReturn:
+    """One line in the log, or on the terminal where the log's disk is full; then the process ends with status 1."""
+    try:
+        print(f"error: {message}", file=log)
+    except OSError:
+        print(f"error: {message}", file=terminal)
+    sys.exit(1)
 
 
 def _leave_stored(outputs: Iterable[str]) -> None:
