@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import re
 from pathlib import Path
@@ -57,9 +58,13 @@ def test_what_snakemake_does_to_outputs_is_still_done_by_these_functions(tmp_pat
     leave_stored_files_alone()
     leave_stored_files_alone()
     (tmp_path / "file").write_text("whole")
-    for persistence in (FilePersistence, DbPersistence):
-        assert persistence.backup_output(SimpleNamespace(), tmp_path / "file") is False
-        assert persistence.restore_output(SimpleNamespace(), tmp_path / "file") is False
+    for persistence, keep in itertools.product((FilePersistence, DbPersistence), (True, False)):
+        settings = SimpleNamespace(execution_settings=SimpleNamespace(keep_incomplete=keep))
+        held: Any = SimpleNamespace(dag=SimpleNamespace(workflow=settings))
+        persistence.backup_output(held, tmp_path / "file")
+        assert persistence.restore_output(held, tmp_path / "file") is not keep
+        assert persistence.restore_output(held, tmp_path / "none") is False
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     asyncio.run(Job.check_protected_output(SimpleNamespace(output=[])))
     assert {"no_touch", "check_output_mtime"} <= set(DAG.check_and_touch_output.__wrapped__.__annotations__)
     assert not hasattr(DAG.check_and_touch_output.__wrapped__, "without_times")
@@ -107,7 +112,7 @@ def test_a_folder_that_cannot_be_written_is_left_to_who_needs_it(tmp_path: Path)
 
 
 def run_job(log: str, work: Any) -> None:
-    with job(SimpleNamespace(log=[log], input=["input"], output=[], params=None)) as say:
+    with job(SimpleNamespace(params=SimpleNamespace(), log=[log], input=["input"], output=[])) as say:
         work(say)
 
 

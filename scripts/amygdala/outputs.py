@@ -26,16 +26,23 @@ def leave_stored_files_alone() -> None:
     from snakemake.jobs import Job
     from snakemake.persistence import FileBackupMixin
 
-    # A copy is made of each before the job, and after a failed one it is written over the file, in place, while others read.
-    FileBackupMixin.backup_output = FileBackupMixin.restore_output = _no_copy
+    # A copy is made of each before the job, and after a failed one it is written over the file, in place, while others read, or
+    # through a link into a store that is only read.
+    FileBackupMixin.backup_output, FileBackupMixin.restore_output = _no_copy, _stays
     # One file of a batch that is another user's would refuse the whole job, which does not write it.
     Job.check_protected_output = _not_protected
     # It could not be touched either. Nothing here depends on times.
     DAG.check_and_touch_output = _without_times(DAG.check_and_touch_output)
 
 
-def _no_copy(persistence: Any, path: Path) -> bool:
-    return False
+def _no_copy(persistence: Any, path: Path) -> None:
+    return None
+
+
+def _stays(persistence: Any, path: Path) -> bool:
+    """Whether the output of a failed job is to be kept from being removed: true would tell of a restored file for each, and the
+    profile keeps all."""
+    return path.exists() and not persistence.dag.workflow.execution_settings.keep_incomplete
 
 
 async def _not_protected(job: Any) -> None:
