@@ -44,9 +44,11 @@ if build is not None:
         include: "rules/ablation.smk"
         include: "rules/unseen.smk"
         include: "rules/report.smk"
+        include: "rules/verify.smk"
 
         localrules:
             changes,
+            verify,
 
     else:
 

