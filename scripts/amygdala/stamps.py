@@ -20,7 +20,6 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,22 +69,23 @@ def _named(value: Any) -> set[str]:
     return set().union(*map(_named, items))
 
 
-_sheet: ContextVar[Sheet | None] = ContextVar("sheet", default=None)
+# One a process, not a ContextVar: a capture writes its segments in a thread of its own, which has another context.
+_in_use: list[Sheet | None] = [None]
 
 
 @contextlib.contextmanager
 def using(sheet: Sheet | None) -> Iterator[None]:
     """Files written inside get what the sheet knows of them."""
-    token = _sheet.set(sheet)
+    _in_use.append(sheet)
     try:
         yield
     finally:
-        _sheet.reset(token)
+        _in_use.pop()
 
 
 def made_from(path: str | Path) -> Made | None:
     """Sheet.made_from of the sheet in use."""
-    sheet = _sheet.get()
+    sheet = _in_use[-1]
     return None if sheet is None else sheet.made_from(path)
 
 
