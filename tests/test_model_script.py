@@ -19,6 +19,7 @@ import model as model_script
 import tiny
 from amygdala.convert import convert_gguf
 from amygdala.errors import UserError
+from amygdala.files import sha256_file
 from amygdala.modelinfo import Model, describe
 from model import install, make_ready
 
@@ -198,7 +199,9 @@ def test_the_converted_folder_is_a_model_folder(ready: Path, tmp_path: Path) -> 
 
 
 def test_the_marker_says_what_it_is(written: tuple[Path, dict[str, np.ndarray]], ready: Path) -> None:
-    assert json.loads(ready.read_text(encoding="utf-8")) == {**gguf_model(written[0]), "dtype": "fp32"}
+    told = json.loads(ready.read_text(encoding="utf-8"))
+    assert told.pop("files") == {path.name: sha256_file(path) for path in ready.with_suffix("").iterdir()}
+    assert told == {**gguf_model(written[0]), "dtype": "fp32"}
 
 
 def test_nothing_else_lies_beside_a_finished_model(ready: Path) -> None:
