@@ -19,7 +19,7 @@ def publish(copies: Mapping[Path, Path], marker: Path, prefix: str) -> None:
     The marker goes first, so that a run killed halfway publishes again. UserError where a stored file is damaged; nothing is
     published then.
     """
-    for stored in copies.values():
+    for stored in filter(Path.exists, copies.values()):
         check_stored(stored)
     for stale in marker.parent.glob(f"{prefix}*"):
         stale.unlink()
