@@ -205,7 +205,7 @@ def test_an_index_of_other_layers_texts_or_rows(store: Store) -> None:
         with pytest.raises(DamagedFileError, match="not those of its key"):
             rowchecks.check_index(store.index_a, {"layers": layers}, expected)
     index = rowchecks.check_index(store.index_a, {"layers": list(LAYERS)}, None)
-    name, other = (store.paths[1, flush] for flush in (0, 1))
+    name, other = (store.paths[1, flush] for flush in (0, 3))
     with pytest.raises(DamagedFileError, match="other texts"):
         rowchecks.check_places(index, 1, {name.name: rowchecks.open_mapped(other)})
 
