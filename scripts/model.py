@@ -26,6 +26,8 @@ def install(folder: Path, target: Path) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     folder.chmod(0o777 & ~umask)
+    if target.is_symlink() and not target.exists():  # a store that it was read from went away
+        target.unlink()
     try:
         os.replace(folder, target)
     except OSError:
@@ -55,7 +57,8 @@ def make_ready(model: dict[str, Any], dtype: str, output: Path, say: Callable[[s
                 convert_gguf(gguf_file, folder, dtype)
                 install(folder, target)
         files = {"files": converted_files(target)}
-    write_json(output, {**model, "dtype": dtype, **files})
+    source = Path(model["source"]).name if model["kind"] == "gguf" else model["source"]  # a shared file names no one's folder
+    write_json(output, {**model, "source": source, "dtype": dtype, **files})
 
 
 if "snakemake" in globals():
