@@ -115,7 +115,7 @@ def modules_of(entry: str, scripts: Path = SCRIPTS) -> dict[str, Path]:
         if source is None or module in found or module in NUMBER_FREE:
             continue
         found[module] = source
-        queue.extend(sorted(_imported(_parsed(source))))
+        queue.extend(_imports(source))
     return found
 
 
@@ -125,10 +125,20 @@ def _parsed(source: Path) -> ast.Module:
 
 
 @functools.cache
+def _imports(source: Path) -> list[str]:
+    return sorted(_imported(_parsed(source)))
+
+
+@functools.cache
+def module_code(source: Path) -> str:
+    """Digest of one module's syntax tree."""
+    return key(_canonical(_parsed(source)))
+
+
+@functools.cache
 def code(entry: str, scripts: Path = SCRIPTS) -> str:
     """Digest of the code behind a stage; `entry` is a module name such as "vectors" or "amygdala.plan"."""
-    trees = {module: _canonical(_parsed(source)) for module, source in modules_of(entry, scripts).items()}
-    return key(sorted(trees.items()))
+    return key(sorted((module, module_code(source)) for module, source in modules_of(entry, scripts).items()))
 
 
 @functools.cache
