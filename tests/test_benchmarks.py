@@ -33,7 +33,7 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_these_are_the_benchmarks() -> None:
-    names = ("goemotions", "gpu", "growth", "large_graph", "limit", "peers", "quality")
+    names = ("builds", "goemotions", "gpu", "growth", "large_graph", "limit", "peers", "quality")
     assert [f"{name}.py" for name in names] == PROGRAMS
 
 
