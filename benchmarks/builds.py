@@ -39,7 +39,15 @@ Node = dict[str, str]
 
 
 def settings(layers: int) -> dict[str, Any]:
-    return {"graph": "graph.jsonl", "model": "model", "target_layers": list(range(layers)), "emotions": {"top": 1_000_000}}
+    """Few examples are enough: of 1,000 emotions in 20,000 nodes the rarest have a handful."""
+    emotions = {"top": 1_000_000, "min_positives": 2}
+    return {
+        "graph": "graph.jsonl",
+        "model": "model",
+        "target_layers": list(range(layers)),
+        "emotions": emotions,
+        "min_examples": 2,
+    }
 
 
 def make_project(folder: Path, nodes: int, emotions: int, layers: int) -> None:
