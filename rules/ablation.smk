@@ -30,6 +30,7 @@ else:
             k=build.config["ablation"]["heads"],
             random=build.config["ablation"]["random"],
             fill=build.config["ablation"]["fill"],
+            recipes=get_recipes,
         message:
             "Ablation of heads up to layer {params.layer}"
         script:

@@ -16,6 +16,7 @@ rule capture:
         shard=get_capture_shard,
         shards=get_capture_shards,
         poolings=build.poolings,
+        recipes=get_recipes,
     message:
         "Activations of shard {wildcards.shard} at layers {params.layers}"
     script:

@@ -57,6 +57,11 @@ def get_nothing(wildcards):
     )
 
 
+def get_recipes(wildcards):
+    """What jobs write into their files. (A function, because rules work out some keys when they are read.)"""
+    return build.recipe_file
+
+
 def is_forced():
     return bool(workflow.dag_settings.forceall or workflow.dag_settings.forcerun)
 

@@ -22,6 +22,7 @@ for name in ["compare", "sweep"] if build.layers else ["sweep"]:
                 min_examples=build.config["min_examples"],
                 files=get_batch_files(emotions, get_compared(name)),
                 names=get_batch_names(emotions, get_compared(name)),
+                recipes=get_recipes,
             message:
                 "Comparison of {params.names}"
             script:
@@ -41,6 +42,7 @@ for name in ["compare", "sweep"] if build.layers else ["sweep"]:
         params:
             chosen_for=build.swept() if name == "sweep" else None,
             most=build.config["sweep_layers"],
+            recipes=get_recipes,
         message:
             f"Merge of {name}"
         script:

@@ -17,6 +17,7 @@ for number, emotions in enumerate(build.batches):
             index=build.index_settings(),
             files=get_batch_files(emotions, get_example_files),
             names=get_batch_names(emotions, get_example_files),
+            recipes=get_recipes,
         message:
             "Examples of {params.names}"
         script:

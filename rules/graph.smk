@@ -10,6 +10,7 @@ rule snapshot:
     params:
         graph=build.current.graph.title,
         settings=build.graph_settings(),
+        recipes=get_recipes,
     message:
         "Snapshot of {params.graph}"
     script:

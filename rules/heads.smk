@@ -20,6 +20,7 @@ for number, emotions in enumerate(build.batches):
             weights=get_weights_files(),
             files=get_batch_vectors(emotions, build.heads),
             names=get_batch_names(emotions, build.heads),
+            recipes=get_recipes,
         message:
             "Heads of {params.names}"
         script:

@@ -10,6 +10,7 @@ rule make_model_ready:
     params:
         model=vars(build.model),
         dtype=build.dtype,
+        recipes=get_recipes,
     message:
         "Model {params.model[source]}"
     script:

@@ -23,6 +23,7 @@ for number, emotions in enumerate(build.batches):
             weights=get_weights_files(),
             files=get_batch_vectors(emotions, build.figures),
             names=get_batch_names(emotions, build.figures),
+            recipes=get_recipes,
         message:
             "Figures of {params.names}"
         script:
@@ -44,6 +45,7 @@ rule measure_quality:
         files=get_quality_files(),
         together=get_together(),
         families=build.families(),
+        recipes=get_recipes,
     message:
         "Quality figures"
     script:

@@ -14,6 +14,7 @@ rule merge_readout:
         vectors=get_vector_files,
         counts=get_counts,
         facts=build.facts(),
+        recipes=get_recipes,
     message:
         "Release {wildcards.key}"
     script:
@@ -31,6 +32,8 @@ rule draw_overview:
         "logs/overview.log",
     conda:
         "../envs/light.yaml"
+    params:
+        recipes=get_recipes,
     message:
         "Overview picture"
     script:

@@ -17,6 +17,7 @@ rule score_tokens:
         pooling=build.poolings[0],
         texts=build.config["report_texts"],
         files=get_report_texts(),
+        recipes=get_recipes,
     message:
         "Tokens of the report's texts"
     script:
@@ -37,6 +38,7 @@ rule draw_report:
         "../envs/light.yaml"
     params:
         heads=get_report_heads(),
+        recipes=get_recipes,
     message:
         "Report"
     script:

@@ -12,6 +12,7 @@ rule store_neutral:
         neutral=get_neutral_path(),
         digests=get_digests(build.neutral),
         least=build.config["min_content_chars"],
+        recipes=get_recipes,
     message:
         "Neutral texts"
     script:
@@ -30,6 +31,7 @@ rule store_unseen:
     params:
         sets=[vars(one) for one in build.unseen],
         least=build.config["min_content_chars"],
+        recipes=get_recipes,
     message:
         "Texts from elsewhere"
     script:

@@ -17,6 +17,7 @@ rule score_unseen:
         release=build.selections["readout"].key,
         min_positive_score=build.config["min_positive_score"],
         aliases=build.rules.aliases,
+        recipes=get_recipes,
     message:
         "The release on texts from elsewhere"
     script:

@@ -22,6 +22,7 @@ for number, emotions in enumerate(build.batches):
             neutral=next(iter(get_neutral()), None),
             files=get_batch_files(emotions, build.vectors),
             names=get_batch_names(emotions, build.vectors),
+            recipes=get_recipes,
         message:
             "Vectors of {params.names}"
         script:

@@ -11,6 +11,7 @@ rule extract_weights:
         model=vars(build.model),
         settings=build.weights_settings(),
         layers=build.layers,
+        recipes=get_recipes,
     message:
         "Output projections and neurons of layers {params.layers}"
     script:

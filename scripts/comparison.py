@@ -1,5 +1,6 @@
 """All emotions of a comparison together: which method, layer and pooling reads out best; or which layers to read."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -169,7 +170,7 @@ def draw(report: Mapping[str, Any], output: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from amygdala.files import whole
+    from amygdala.files import write_bytes
 
     layers = [int(layer) for layer in report["macro_auc"]]
     with matplotlib.rc_context({"svg.hashsalt": "amygdala", "font.size": 8, "text.parse_math": False}):
@@ -190,8 +191,9 @@ def draw(report: Mapping[str, Any], output: Path) -> None:
         axis.set_ylim(None, 1.0)
         axis.set_xlabel("layer (dotted: chosen)")
         axis.set_ylabel("held-out AUC, a line an emotion")
-        with whole(output) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        picture = io.BytesIO()
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+        write_bytes(output, picture.getvalue())
         plt.close(figure)
 
 

@@ -1,5 +1,6 @@
 """A release at a glance: held-out AUC of every emotion and layer, and how the directions of one layer lie to each other."""
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
 from amygdala.contract import Readout, load_readout
-from amygdala.files import read_json, whole
+from amygdala.files import read_json, write_bytes
 from amygdala.job import job
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ def draw(readout: Readout, quality: dict[str, Any], output: Path) -> None:
         right.set_title(f"cosine between vectors, layer {layer}")
         figure.colorbar(auc, ax=left, location="left", shrink=0.5)
         figure.colorbar(cosine, ax=right, shrink=0.5)
-        with whole(output) as temporary:
-            figure.canvas.print_svg(temporary, metadata={"Date": None})  # savefig would lay out and draw twice
+        picture = io.BytesIO()
+        figure.canvas.print_svg(picture, metadata={"Date": None})  # savefig would lay out and draw twice
+        write_bytes(output, picture.getvalue())
         plt.close(figure)
 
 

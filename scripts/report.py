@@ -9,7 +9,7 @@ import numpy as np
 from amygdala.batch import by_layer
 from amygdala.contract import Readout, load_readout
 from amygdala.errors import UserError
-from amygdala.files import read_json, whole, write_text
+from amygdala.files import read_json, write_bytes, write_text
 from amygdala.job import job
 from amygdala.reportfigures import draw_all
 from amygdala.reportfiles import FIGURES, PAGE
@@ -46,8 +46,7 @@ def make_report(
     layer_of = {name: chosen_layer(quality, name) for name in names}
     figures = draw_all(quality, names, vectors @ vectors.T, layer, heads, layer_of)
     for name in FIGURES:
-        with whole(folder / f"{name}.svg") as temporary:
-            temporary.write_bytes(figures[name].svg)
+        write_bytes(folder / f"{name}.svg", figures[name].svg)
     write_text(folder / PAGE, render(quality, readout.manifest, tokens, figures, layer))
 
 

@@ -11,6 +11,7 @@ from amygdala.files import whole
 from amygdala.graph import snapshot_line
 from amygdala.job import job
 from amygdala.sources import Graph
+from amygdala.stamps import seal_lines
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -29,8 +30,10 @@ def make_snapshot(settings: Mapping[str, Any], store: str | Path, output: str | 
     for state in (graph, Graph(settings, base, Path(store))):  # before and after reading
         if state.identity != settings["identity"]:
             raise UserError(f"{graph.title} changed while snakemake was running; nothing was written. Run snakemake again")
-    with whole(output) as temporary, open(temporary, "wb") as file:
-        file.writelines(map(snapshot_line, nodes))
+    with whole(output) as temporary:
+        with open(temporary, "wb") as file:
+            file.writelines(map(snapshot_line, nodes))
+        seal_lines(output, temporary)
     return len(nodes)
 
 

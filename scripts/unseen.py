@@ -1,6 +1,7 @@
 """A release on texts from elsewhere: held-out sets that have nothing to do with the graph, scored with the released vectors."""
 
 import dataclasses
+import io
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,7 +160,7 @@ def draw(report: Mapping[str, Any], output: Path, most: int = 24) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from amygdala.files import whole
+    from amygdala.files import write_bytes
 
     panels = []
     for name, figures in report["sets"].items():
@@ -184,8 +185,9 @@ def draw(report: Mapping[str, Any], output: Path, most: int = 24) -> None:
             axis.set_yticks([])
         if panels:
             axes.flat[0].legend(fontsize=6)
-        with whole(output) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        picture = io.BytesIO()
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+        write_bytes(output, picture.getvalue())
         plt.close(figure)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from amygdala.batch import emotions_of, missing
 from amygdala.directions import Denoiser, NoScenariosError, Recipe, Sides, direction_of, prepared
 from amygdala.errors import UserError, shown
-from amygdala.exampleset import TRAIN, read_examples
+from amygdala.exampleset import TRAIN, digests_of, read_examples
 from amygdala.job import job
 from amygdala.methods import METHODS
 from amygdala.segments import RESIDUAL, Reader
@@ -39,7 +39,8 @@ def make_vectors(
     todo = missing(outputs)
     if not todo:
         return todo
-    sides = Sides.of(emotion, read_examples(examples), TRAIN, reader, min_examples)
+    chosen = read_examples(examples)
+    sides, texts = Sides.of(emotion, chosen, TRAIN, reader, min_examples), digests_of(chosen, TRAIN)
     for layer in todo:
         what = f"emotion {shown(emotion)}, layer {layer}"
         rows = [reader.rows(layer, RESIDUAL, digests) for digests in (sides.positive, sides.negative)]
@@ -62,7 +63,7 @@ def make_vectors(
             facts["denoised"] = len(components)
         if METHODS[recipe.method].by_scenario:
             facts["scenarios"] = len(positive)
-        write_vector(outputs[layer], vector, facts)
+        write_vector(outputs[layer], vector, facts, texts)
     return todo
 
 

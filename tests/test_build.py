@@ -490,7 +490,7 @@ def test_the_version_of_a_library_changes(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, library: str, expected: set[str]
 ) -> None:
     before, original = make_build(config), amygdala.build.version
-    monkeypatch.setattr(amygdala.build, "version", lambda name: "0.1" if name == library else original(name))
+    monkeypatch.setattr(amygdala.build, "version", lambda name, *_: "0.1" if name == library else original(name))
     assert changed(before, make_build(config)) == expected
 
 
@@ -503,7 +503,7 @@ def test_the_rows_of_a_converted_model_depend_on_its_conversion(
     if change == "code":
         monkeypatch.setattr(amygdala.build, "code", lambda name: "other" if name == "amygdala.convert" else code(name))
     else:
-        monkeypatch.setattr(amygdala.build, "version", lambda name: "0.1" if name == "torch" else version(name))
+        monkeypatch.setattr(amygdala.build, "version", lambda name, *_: "0.1" if name == "torch" else version(name))
     assert changed(before, make_build(config)) == ALL_ROWS | {"model", "weights"}
 
 
@@ -588,7 +588,7 @@ def test_other_methods_than_means_depend_on_what_fits_them(
 ) -> None:
     before, original = make_build(config, method=method), amygdala.build.version
     compared = before.compared("compare", "joy")  # worked out when asked for: before the version changes
-    monkeypatch.setattr(amygdala.build, "version", lambda name: "0.1" if name == library else original(name))
+    monkeypatch.setattr(amygdala.build, "version", lambda name, *_: "0.1" if name == library else original(name))
     after = make_build(config, method=method)
     assert changed(before, after) == {"vectors", "heads", "figures", "quality", "release"}
     assert compared != after.compared("compare", "joy")

@@ -99,7 +99,7 @@ def test_each_key_of_the_defaults_is_explained() -> None:
     keys = commented_keys()
     assert keys.keys() == {
         *DEFAULTS,
-        *(f"{section}.{key}" for section in ("emotions", "ablation") for key in DEFAULTS[section]),
+        *(f"{section}.{key}" for section in ("emotions", "ablation", "key_versions") for key in DEFAULTS[section]),
     }
     assert [key for key, comment in keys.items() if len(comment) < 20] == []
 
@@ -108,7 +108,11 @@ def test_the_comments_name_all_allowed_words() -> None:
     keys = commented_keys()
     properties = {
         **RULES["properties"],
-        **{f"{s}.{k}": v for s in ("emotions", "ablation") for k, v in RULES["properties"][s]["properties"].items()},
+        **{
+            f"{s}.{k}": v
+            for s in ("emotions", "ablation", "key_versions")
+            for k, v in RULES["properties"][s]["properties"].items()
+        },
     }
     enums = {key: rule["enum"] for key, rule in properties.items() if "enum" in rule}
     assert len(enums) >= 5
@@ -312,6 +316,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("neutral", "null", "None is not of type 'string'; expected path of a JSON Lines file"),
     ("families", "[]", "expected a mapping of names to lists of emotions"),
     ("sweep_layers", "0", "0 is less than the minimum of 1"),
+    ("key_versions", "exact", "'exact' is not of type 'object'"),
     ("ablation", "[]", r"\[\] is not of type 'object'"),
     ("unseen", "texts.jsonl", "'texts.jsonl' is not of type 'array'; expected a list of sources with names"),
     ("report_texts", "-1", "-1 is less than the minimum of 0"),
@@ -322,6 +327,19 @@ WRONG: list[tuple[str, str, str]] = [
 def test_wrong_value_is_named_with_file_line_and_key(tmp_path: Path, key: str, value: str, problem: str) -> None:
     message = refused(tmp_path, f"# {key}: so\n{key}: {value}")
     assert re.match(rf"FILE:4: '{key}': .*{problem}", message), message
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("{precision: patch, pinned: {}}", r"\.precision': 'patch' is not one of \['any', 'major', 'minor', 'exact'\]"),
+        ("{precision: any, pinned: {torhc: '2'}}", r"\.pinned': 'torhc' is not one of \['torch', 'transformers',"),
+        ("{precision: any, pinned: {torch: 2}}", r"\.pinned\.torch': 2 is not of type 'string'"),
+    ],
+)
+def test_wrong_versions_are_named(tmp_path: Path, value: str, problem: str) -> None:
+    message = refused(tmp_path, f"key_versions: {value}")
+    assert re.search(rf"^FILE:\d+: 'key_versions{problem}", message), message
 
 
 def test_each_setting_has_a_wrong_value_above() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from amygdala.keys import NUMBER_FREE, SCRIPTS, code, key, modules_of, text_digest, version
+from amygdala.keys import NUMBER_FREE, SCRIPTS, code, code_modules, key, modules_of, text_digest, version
 from tiny import REPOSITORY
 
 RULES = "".join(path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "rules").glob("*.smk")))
@@ -139,7 +139,7 @@ def test_code_does_not_depend_on_what_was_hashed_before(tmp_path: Path) -> None:
     scripts = tree(tmp_path / "a", one="import shared\n", two="import shared\n", shared='"""Doc."""\n"kept"\nX = 1\n')
     first = code("one", scripts)
     code("two", scripts)
-    code.cache_clear()
+    code_modules.cache_clear()
     assert code("one", scripts) == first
 
 

@@ -6,6 +6,7 @@ build. (Memos in <store>/memo only save work: they hold what could be worked out
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from amygdala.keys import code, key, version
 from amygdala.methods import METHODS
 from amygdala.modelinfo import Model, describe
 from amygdala.plan import Plan, Rules, make_plan
+from amygdala.recipes import Recipes, versions_of
 from amygdala.reportfiles import FIGURES, PAGE, PARTS, TEMPLATES
 from amygdala.snapshots import Snapshot
 from amygdala.sources import Source, located
@@ -33,7 +35,7 @@ FITTING = ("scikit-learn", "scipy")
 RUN_ONLY = (
     *("graph", "snapshot", "max_lost_nodes", "store", "results", "model"),
     *("device", "device_map", "batch_tokens", "batch_size", "shards", "emotions_per_job"),
-    *("sweep_layers", "neutral", "families", "ablation", "unseen", "report_texts"),
+    *("sweep_layers", "key_versions", "neutral", "families", "ablation", "unseen", "report_texts"),
 )
 
 
@@ -94,6 +96,7 @@ class Build:
         base = [Path(), home]
         self.home = home
         self.rules = Rules.of(config)
+        self.recipes = Recipes()
         self.current = Snapshot(config, base, self.store)
         self.plan = self._plan(say)
         self.model: Model = describe(config["model"], base, Path(self.store))
@@ -112,9 +115,17 @@ class Build:
         least = config["min_content_chars"]
         self.neutral = neutral_texts(Path(self.neutral_path), least) if self.neutral_path else []
         self.unseen, self.no_unseen = self._unseen(base)
+        self.recipes.add(**self.current.recipe)
+        self.recipes.entries |= self.current.entries
+        self.recipes.add(**self.current.index_recipe)
         self._make_keys()
         self._make_selections()
         self._make_report_keys()
+
+    @functools.cached_property
+    def recipe_file(self) -> str:
+        """The recipes as jobs read them. To be asked for when all rules are read: some keys are worked out by rules."""
+        return self.recipes.save(Path(self.store) / "memo")
 
     def _layers(self) -> list[int]:
         if self.config["target_layers"] != "auto":
@@ -156,52 +167,92 @@ class Build:
         remember(memo, {"plan": asdict(plan), "sum": key(asdict(plan))})
         return plan
 
+    def _code(self, entry: str) -> str:
+        """Digest of the code behind a stage, told to the recipes."""
+        digest = code(entry)
+        self.recipes.entries[digest] = entry
+        return digest
+
+    def _versions(self, *names: str) -> dict[str, str]:
+        return versions_of(names, self.config["key_versions"], version)
+
+    def _fitting(self) -> tuple[str, ...]:
+        """Libraries other than numpy that decide the vectors' numbers."""
+        return () if self.config["method"] in NUMPY_ONLY else FITTING
+
     def _make_keys(self) -> None:
-        config, plan = self.config, self.plan
-        versions = [[library, version(library)] for library in LIBRARIES]
-        self.model_key = key("model", self.model.identity, self.dtype, versions, code("amygdala.convert"))
-        converted = [self.model_key] if self.model.converted else []
-        tokens = [config["max_tokens"], self.template]
-        basis = [self.model.identity, self.dtype, converted, tokens, versions, code("activations")]
-        self.space_keys = [key("space", pooling, *basis) for pooling in self.poolings]
+        """The keys of all stages, in the order of the data. Each call of `add` is a recipe (keys.py lists them)."""
+        config, plan, add = self.config, self.plan, self.recipes.add
+        versions = self._versions(*LIBRARIES)
+        model: dict[str, Any] = {"model": self.model.identity, "dtype": self.dtype}
+        self.model_key = add("model", **model, versions=versions, code=self._code("amygdala.convert"))
+        model["converted"] = self.model_key if self.model.converted else None
+        given = {**model, "max_tokens": config["max_tokens"], "template": self.template, "versions": versions}
+        code_of = self._code("activations")
+        self.space_keys = [add("space", pooling=pooling, **given, code=code_of) for pooling in self.poolings]
         self.space_key = self.space_keys[0]
-        self.weights_key = key("weights", self.model.identity, self.dtype, converted, versions, code("weights"))
+        self.weights_key = add("weights", **model, versions=versions, code=self._code("weights"))
         self.neutral_key = key([text.digest for text in self.neutral])
+        sets = {one.name: one.identity for one in self.unseen}
+        least = config["min_content_chars"]
         self.texts_keys = {
-            "neutral": key("texts", self.neutral_key, code("texts")),
-            "unseen": key(
-                "texts", [[one.name, one.identity] for one in self.unseen], config["min_content_chars"], code("texts")
-            ),
+            "neutral": add("texts", texts=self.neutral_key, code=self._code("texts")),
+            "unseen": add("texts", sets=sets, min_content_chars=least, code=self._code("texts")),
         }
-        made_of = {name: code(name) for name in ("examples", "vectors", "heads", "figures")}
-        fitted = [] if config["method"] in NUMPY_ONLY else [version(name) for name in FITTING]
-        cleaned = [config["denoise"], self.neutral_key] if self.neutral else []
-        self.example_keys, self.vector_keys, self.head_keys, self.figure_keys = {}, {}, {}, {}
-        for emotion, facts in plan.emotions.items():
-            self.example_keys[emotion] = key("examples", emotion, facts["examples"], made_of["examples"])
-            trained = [facts["training"], *([facts["scenarios"]] if METHODS[config["method"]].by_scenario else [])]
-            how = [config["method"], *fitted, *cleaned, made_of["vectors"]]
-            self.vector_keys[emotion] = key("vectors", emotion, self.space_key, *trained, *how)
-            self.head_keys[emotion] = key("heads", self.vector_keys[emotion], self.weights_key, made_of["heads"])
-            basis = [self.example_keys[emotion], self.vector_keys[emotion], self.weights_key, self.rules.names_of(emotion)]
-            self.figure_keys[emotion] = key("figures", *basis, *fitted, version("scipy"), made_of["figures"])
-        together = {emotion: facts["together"] for emotion, facts in plan.emotions.items()}
-        everything = [self.figure_keys, self.head_keys, self.layers, together, self.families()]
-        self.quality_key = key("quality", everything, code("quality"))
+        self._make_emotion_keys()
+        together = key({emotion: facts["together"] for emotion, facts in plan.emotions.items()})
+        measured = {"figures": self.figure_keys, "heads": self.head_keys, "layers": self.layers}
+        self.quality_key = add("quality", **measured, together=together, families=self.families(), code=self._code("quality"))
         self._compared: dict[tuple[str, str], str] = {}
         self._make_captures()
+
+    def _make_emotion_keys(self) -> None:
+        config, add = self.config, self.recipes.add
+        made_of = {name: self._code(name) for name in ("examples", "vectors", "heads", "figures")}
+        fitted = self._versions(*self._fitting())
+        cleaned = {"share": config["denoise"], "texts": self.neutral_key} if self.neutral else None
+        by_scenario = METHODS[config["method"]].by_scenario
+        self.example_keys, self.vector_keys, self.head_keys, self.figure_keys = {}, {}, {}, {}
+        for emotion, facts in self.plan.emotions.items():
+            self.example_keys[emotion] = add("examples", emotion=emotion, examples=facts["examples"], code=made_of["examples"])
+            self.vector_keys[emotion] = add(
+                "vectors",
+                emotion=emotion,
+                space=self.space_key,
+                training=facts["training"],
+                scenarios=facts["scenarios"] if by_scenario else None,
+                method=config["method"],
+                denoise=cleaned,
+                versions=fitted,
+                code=made_of["vectors"],
+            )
+            basis = {"vectors": self.vector_keys[emotion], "weights": self.weights_key}
+            self.head_keys[emotion] = add("heads", emotion=emotion, **basis, code=made_of["heads"])
+            self.figure_keys[emotion] = add(
+                "figures",
+                emotion=emotion,
+                examples=self.example_keys[emotion],
+                **basis,
+                names=self.rules.names_of(emotion),
+                versions={**fitted, **self._versions("scipy")},
+                code=made_of["figures"],
+            )
 
     def _make_captures(self) -> None:
         """The keys of the captures' indices, and {key: what the capture is of}."""
         self.captures: dict[str, CaptureJob] = {}
         texts = (*(self.examples(emotion) for emotion in self.emotions), *([self.texts("neutral")] if self.neutral else []))
+        spaces = sorted(self.space_keys)
 
         def indices(layers: Sequence[int]) -> list[str]:
             found = []
             for shard, part in enumerate(self.plan.shards):
                 # neutral texts lie in shards by their own digests: without the numbers, all empty shards would be one
-                neutral = [self.neutral_key, shard, len(self.plan.shards)] if self.neutral else []
-                found.append(key("index", sorted(self.space_keys), part["digests"], *neutral, list(layers)))
+                numbers = {"texts": self.neutral_key, "shard": shard, "shards": len(self.plan.shards)}
+                neutral = numbers if self.neutral else None
+                found.append(
+                    self.recipes.add("index", spaces=spaces, texts=part["digests"], neutral=neutral, layers=list(layers))
+                )
                 self.captures[found[-1]] = CaptureJob(shard, len(self.plan.shards), tuple(layers), texts)
             return found
 
@@ -209,26 +260,37 @@ class Build:
         self.sweep_index_keys = indices(self.all_layers)
         if not self.layers:
             return
-        self.unseen_index_key = key("index", sorted(self.space_keys), self.texts_keys["unseen"], self.layers)
+        self.unseen_index_key = self.recipes.add(
+            "index", spaces=spaces, texts=self.texts_keys["unseen"], neutral=None, layers=self.layers
+        )
         self.captures[self.unseen_index_key] = CaptureJob(0, 1, tuple(self.layers), (self.texts("unseen"),), check_last=False)
 
     def _make_selections(self) -> None:
         if not self.layers:
             self.selections, self.releases = {}, {}
             return
-        shared = key(self.facts(), code("readout"))
+        facts, code_of = key(self.facts()), self._code("readout")
 
-        def selection(target: str, folder: str, emotions: Iterable[str], layers: Iterable[int], *more: str) -> Selection:
+        def selection(target: str, folder: str, emotions: Iterable[str], layers: Iterable[int], **more: Any) -> Selection:
             emotions, layers = tuple(emotions), tuple(layers)
-            vectors = [[emotion, self.vector_keys[emotion], self.plan.emotions[emotion]["counts"]] for emotion in emotions]
-            return Selection(target, folder, emotions, layers, key("release", target, shared, vectors, layers, more))
+            made = self.recipes.add(
+                "release",
+                target=target,
+                vectors={emotion: self.vector_keys[emotion] for emotion in emotions},
+                layers=list(layers),
+                counts=key({emotion: self.plan.emotions[emotion]["counts"] for emotion in emotions}),
+                facts=facts,
+                code=code_of,
+                **more,
+            )
+            return Selection(target, folder, emotions, layers, made)
 
-        picture = key(version("matplotlib"), code("overview"))
-        every = [selection("readout", "readout", self.emotions, self.layers, self.quality_key, picture)]
+        picture = {"versions": self._versions("matplotlib"), "picture": self._code("overview")}
+        every = [selection("readout", "readout", self.emotions, self.layers, quality=self.quality_key, **picture)]
         every += [selection(f"emotion_{e}", f"emotions/{e}", [e], self.layers) for e in self.emotions]
         every += [selection(f"layer_{layer}", f"layers/{layer}", self.emotions, [layer]) for layer in self.layers]
         self.selections = {chosen.target: chosen for chosen in every}
-        self.overview_key = key("overview", every[0].key)
+        self.overview_key = self.recipes.add("overview", release=every[0].key)
         self.releases = {chosen.key: chosen for chosen in every}
 
     # The report
@@ -236,10 +298,22 @@ class Build:
     def _make_report_keys(self) -> None:
         if not self.layers:
             return
-        self.token_key = key("tokens", self.quality_key, self.space_key, self.config["report_texts"], code("token_scores"))
-        look = {name: sha256_file(TEMPLATES / name) for name in PARTS}
-        drawing = [version("matplotlib"), version("scipy"), version("jinja2"), code("report"), look]
-        self.report_key = key("report", self.selections["readout"].key, self.token_key, self.head_keys, drawing)
+        self.token_key = self.recipes.add(
+            "tokens",
+            quality=self.quality_key,
+            space=self.space_key,
+            report_texts=self.config["report_texts"],
+            code=self._code("token_scores"),
+        )
+        self.report_key = self.recipes.add(
+            "report",
+            release=self.selections["readout"].key,
+            tokens=self.token_key,
+            heads=self.head_keys,
+            templates={name: sha256_file(TEMPLATES / name) for name in PARTS},
+            versions=self._versions("matplotlib", "scipy", "jinja2"),
+            code=self._code("report"),
+        )
 
     @property
     def token_scores(self) -> str:
@@ -288,7 +362,7 @@ class Build:
             "selection": self.plan.selection,
             "config": settings,
             "keys": {"activations": self.space_key, "quality": self.quality_key},
-            "versions": {library: version(library) for library in (*LIBRARIES, "numpy", "scikit-learn")},
+            "versions": self._versions(*LIBRARIES, "numpy", "scikit-learn"),
         }
 
     # Measurements on request: {name: (key, the layers, poolings, methods and shares of `denoise` that are compared)}
@@ -316,17 +390,28 @@ class Build:
         """What is measured of one emotion."""
         if (name, emotion) not in self._compared:
             compared = self.comparison(name)
-            basis = [self.example_keys[emotion], self.space_keys[: len(compared["poolings"])], compared]
-            basis += [self.neutral_key, self.config["min_examples"]]
-            found = key("compare", *basis, *(version(name) for name in FITTING), code("compare"))
+            found = self.recipes.add(
+                "compare",
+                emotion=emotion,
+                examples=self.example_keys[emotion],
+                spaces=self.space_keys[: len(compared["poolings"])],
+                **compared,
+                neutral=self.neutral_key,
+                min_examples=self.config["min_examples"],
+                versions=self._versions(*FITTING),
+                code=self._code("compare"),
+            )
             self._compared[name, emotion] = f"{self.store}/compare/{emotion}.{found}.json"
         return self._compared[name, emotion]
 
     def compared_key(self, name: str) -> str:
         """The key of the whole comparison."""
-        files = [Path(self.compared(name, emotion)).name for emotion in self.emotions]
-        drawn = [self.swept(), self.config["sweep_layers"], version("matplotlib")] if name == "sweep" else []
-        return key(name, files, *drawn, code("comparison"))
+        files = {emotion: Path(self.compared(name, emotion)).name.split(".")[1] for emotion in self.emotions}
+        drawn: dict[str, Any] = {}
+        if name == "sweep":
+            drawn = {"chosen_for": self.swept(), "sweep_layers": self.config["sweep_layers"]}
+            drawn["versions"] = self._versions("matplotlib")
+        return self.recipes.add(name, compared=files, **drawn, code=self._code("comparison"))
 
     def compared_all(self, name: str) -> list[str]:
         """The stored files of the whole comparison: its figures, and of a sweep a picture."""
@@ -351,10 +436,16 @@ class Build:
     @property
     def ablation_key(self) -> str:
         emotions, layer = self.ablated()
-        files = [[self.example_keys[emotion], self.vector_keys[emotion]] for emotion in emotions]
-        below = [one for one in self.layers if one <= layer]
-        how = [self.config["ablation"][name] for name in ("heads", "fill", "random")]
-        return key("ablation", files, layer, below, how, self.weights_key, code("ablation"))
+        return self.recipes.add(
+            "ablation",
+            examples={emotion: self.example_keys[emotion] for emotion in emotions},
+            vectors={emotion: self.vector_keys[emotion] for emotion in emotions},
+            layer=layer,
+            layers=[one for one in self.layers if one <= layer],
+            **{name: self.config["ablation"][name] for name in ("heads", "fill", "random")},
+            weights=self.weights_key,
+            code=self._code("ablation"),
+        )
 
     @property
     def ablation(self) -> str:
@@ -362,9 +453,15 @@ class Build:
 
     @property
     def unseen_key(self) -> str:
-        release, texts = self.selections["readout"].key, self.texts_keys["unseen"]
-        how = [self.config["min_positive_score"], self.rules.aliases]
-        return key("unseen", release, texts, how, version("matplotlib"), code("unseen"))
+        return self.recipes.add(
+            "unseen",
+            release=self.selections["readout"].key,
+            texts=self.texts_keys["unseen"],
+            min_positive_score=self.config["min_positive_score"],
+            aliases=self.rules.aliases,
+            versions=self._versions("matplotlib"),
+            code=self._code("unseen"),
+        )
 
     @property
     def unseen_report(self) -> list[str]:

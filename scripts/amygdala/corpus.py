@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from amygdala.graph import Node, Skipped, read_snapshot, snapshot_line
 from amygdala.neardup import Signer
+from amygdala.stamps import MADE_FROM
 from amygdala.tags import folded, left_over, looks_like_tags
 from amygdala.tensors import write_tensors
 
@@ -270,6 +271,7 @@ def read_index(path: Path) -> Index | None:
     try:
         with safe_open(path, "np") as file:
             header = json.loads(file.metadata()["facts"])
+            header.pop(MADE_FROM, None)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.pop("sum") != _sum(arrays, header):
             return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from amygdala.errors import UserError
+from amygdala.stamps import MADE_FROM, sealed, split
 
 SETTLED_S = 2.0  # a file younger than this may still change within one tick of its mtime: its memo is not kept
 
@@ -42,9 +43,14 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write the file whole; a JSON, SVG or HTML file of the store says what it is made from (stamps.py)."""
     with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(sealed(os.fspath(path), content))
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1) -> None:
@@ -52,11 +58,15 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """The parsed file; a damaged one is named (UserError) with what to do."""
+    """The parsed file without its `made_from`. UserError names a damaged one, also where a checksum does not fit."""
     try:
-        return json.loads(Path(path).read_bytes())
+        content, _ = split(".json", Path(path).read_bytes())
+        value = json.loads(content)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run snakemake again, it will be rebuilt") from None
+    if isinstance(value, dict) and MADE_FROM in value:
+        raise UserError(f"{path} is damaged (its end was changed): delete it and run snakemake again, it will be rebuilt")
+    return value
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -65,10 +75,10 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remember(path: Path, value: Any) -> None:
+def remember(path: Path, value: Any, indent: int | None = 1) -> None:
     """Write a memo (a value that can be worked out again); a store that cannot be written is no error."""
     with contextlib.suppress(UserError, OSError):
-        write_json(path, value)
+        write_json(path, value, indent)
 
 
 def recall(path: Path) -> Any:

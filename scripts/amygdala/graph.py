@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from amygdala.errors import UserError, shown
 from amygdala.keys import text_digest
+from amygdala.stamps import LAST_LINE
 from amygdala.tags import split_tags
 
 
@@ -108,6 +109,8 @@ def read_snapshot(path: str | Path) -> Iterator[Node]:
     """The nodes of a stored snapshot, one at a time. UserError where it is damaged."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
+            if line.startswith(LAST_LINE):
+                break
             try:
                 yield _node_of(line)
             except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from amygdala.errors import UserError
+from amygdala.recipes import read_sheet
+from amygdala.stamps import using
 
 Say = Callable[[str], None]
 
@@ -19,7 +21,8 @@ Say = Callable[[str], None]
 def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterator[Say]:
     """Give `say(line)`, which writes to the job's log (`aloud`: to the terminal too).
 
-    Whatever else is printed goes to the log as well. A UserError ends the process with status 1 and one line. A job that
+    Whatever else is printed goes to the log as well. Files of the store say what they are made from (stamps.py), by the recipes
+    in the file that the parameter `recipes` names. A UserError ends the process with status 1 and one line. A job that
     needs input and has none was planned while all its outputs existed (rules/common.smk, unless_stored): if they still do,
     there is nothing to do.
     """
@@ -29,7 +32,8 @@ def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterat
         try:
             if needs_input and not len(snakemake.input):
                 _leave_stored(snakemake.output)
-            with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
+            sheet = read_sheet(getattr(snakemake.params, "recipes", None))
+            with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log), using(sheet):
                 yield lambda line: _say(line, log, terminal if aloud else None)
         except UserError as error:
             print(f"error: {error}", file=log)

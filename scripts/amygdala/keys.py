@@ -54,6 +54,8 @@ NUMBER_FREE = {
     "amygdala.keys",
     "amygdala.modelinfo",
     "amygdala.progress",
+    "amygdala.recipes",
+    "amygdala.stamps",
 }
 
 
@@ -130,18 +132,25 @@ def _imports(source: Path) -> list[str]:
 
 
 @functools.cache
-def module_code(source: Path) -> str:
-    """Digest of one module's syntax tree."""
+def _digest(source: Path) -> str:
     return key(_canonical(_parsed(source)))
 
 
 @functools.cache
+def code_modules(entry: str, scripts: Path = SCRIPTS) -> dict[str, str]:
+    """{module: digest} of the code behind a stage; `entry` is a module name such as "vectors" or "amygdala.plan"."""
+    return {module: _digest(source) for module, source in sorted(modules_of(entry, scripts).items())}
+
+
 def code(entry: str, scripts: Path = SCRIPTS) -> str:
-    """Digest of the code behind a stage; `entry` is a module name such as "vectors" or "amygdala.plan"."""
-    return key(sorted((module, module_code(source)) for module, source in modules_of(entry, scripts).items()))
+    """Digest of the code behind a stage."""
+    return key(code_modules(entry, scripts))
+
+
+PRECISIONS = {"any": 0, "major": 1, "minor": 2, "exact": None}
 
 
 @functools.cache
-def version(package: str) -> str:
-    """major.minor of an installed package."""
-    return ".".join(importlib.metadata.version(package).split(".")[:2])
+def version(package: str, precision: str = "minor") -> str:
+    """The version of an installed package to a precision of PRECISIONS; "any" tells nothing."""
+    return ".".join(importlib.metadata.version(package).split(".")[: PRECISIONS[precision]]) or "any"

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from amygdala.errors import UserError
+from amygdala.stamps import MADE_FROM
 from amygdala.tensors import write_tensors
 
 O_PROJ, NEURONS = "o_proj", "neurons"
@@ -119,6 +120,7 @@ def read_weights(path: Path) -> LayerWeights:
     try:
         with safe_open(path, "np") as file:
             facts, names = dict(json.loads(file.metadata()["facts"])), set(file.keys())
+        facts.pop(MADE_FROM, None)
         if _sums(facts) != facts["crc"]:
             raise ValueError("its facts fail their checksum")
         if names != set(facts["tensors"]):

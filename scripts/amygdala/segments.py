@@ -30,6 +30,7 @@ import numpy as np
 
 from amygdala.errors import UserError
 from amygdala.keys import key
+from amygdala.stamps import MADE_FROM
 from amygdala.tensors import write_tensors
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -121,6 +122,7 @@ class Mapped:
                     raise ValueError("header longer than the file")
                 header = json.loads(file.read(length))
             self.facts: dict[str, Any] = json.loads(header.pop("__metadata__")["facts"])
+            self.made_from = self.facts.pop(MADE_FROM, None)
             self._entries: dict[str, dict[str, Any]] = header
             self._start = 8 + length
             end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
