@@ -2,20 +2,38 @@ import sys
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.persistence import FileBackupMixin
 
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
 from amygdala.build import Build, check
-from amygdala.errors import UserError
+from amygdala.errors import UserError, kept
 from amygdala.keys import key
 from amygdala.plan import warnings_of
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
+from amygdala.tiers import take
 
 
 def tell(line):
     if workflow.is_main_process:
         logger.info(line)
+
+
+# Before a job that may update outputs Snakemake copies them aside, and after a failure back in place: over a file that another
+# workflow may be reading, or through a link into a store that is only read. A job that fails has changed none of them: files
+# that are there are never written again, and new ones are whole.
+def keep_no_backup(persistence, path):
+    pass
+
+
+def keep_output(persistence, path):
+    """Whether the output of a failed job is there, and stays."""
+    return path.exists()
+
+
+FileBackupMixin.backup_output = keep_no_backup
+FileBackupMixin.restore_output = keep_output
 
 
 # Fetching needs no build: the graph may not be there yet, or not to be built from. What else was asked for would be planned from
@@ -26,7 +44,15 @@ try:
     if is_refresh:
         check(config, Path(workflow.basedir), workflow.configfiles)
     else:
-        build = Build(config, Path(workflow.basedir), workflow.configfiles, tell)
+        build = Build(
+            config,
+            Path(workflow.basedir),
+            workflow.configfiles,
+            tell,
+            share=workflow.is_main_process,
+        )
+        if taken := take(build):
+            tell(f"store_read: linked {taken} files")
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -66,6 +92,13 @@ def is_forced():
     return bool(workflow.dag_settings.forceall or workflow.dag_settings.forcerun)
 
 
+def is_stored(path):
+    try:
+        return Path(path).exists()
+    except PermissionError as error:
+        raise WorkflowError(str(kept(path, error.strerror))) from None
+
+
 def unless_stored(outputs, inputs):
     """The inputs of a job, or none where all its outputs exist.
 
@@ -73,7 +106,7 @@ def unless_stored(outputs, inputs):
     Snakemake, because that input is made in the same run, and ancient() covers existing files alone. Only input functions may
     call this: whether jobs are forced is not yet known when the rules are read.
     """
-    if not is_forced() and all(Path(path).exists() for path in outputs):
+    if not is_forced() and all(is_stored(path) for path in outputs):
         return []
     return [ancient(path) for path in inputs]
 
@@ -83,7 +116,7 @@ def emotions_to_make(emotions, outputs_of):
     return [
         emotion
         for emotion in emotions
-        if is_forced() or not all(Path(path).exists() for path in outputs_of(emotion))
+        if is_forced() or not all(is_stored(path) for path in outputs_of(emotion))
     ]
 
 
@@ -404,6 +437,11 @@ def get_release_vectors(wildcards):
     chosen = get_release(wildcards)
     files = [path for emotion in chosen.emotions for path in build.vectors(emotion, chosen.layers)]
     return unless_stored(build.release(chosen), files)
+
+
+def get_release_snapshot(wildcards):
+    """What `changes` compares the next build with. Examples that are stored already would not have it made."""
+    return unless_stored(build.release(get_release(wildcards)), [build.snapshot])
 
 
 def get_release_indices(wildcards):

@@ -1,5 +1,6 @@
 rule merge_readout:
     input:
+        snapshot=get_release_snapshot,
         vectors=get_release_vectors,
         indices=get_release_indices,
     output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 import traceback
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from amygdala.errors import UserError
+from amygdala.errors import UserError, kept
 from amygdala.recipes import read_sheet
 from amygdala.stamps import using
 
@@ -22,9 +23,9 @@ def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterat
     """Give `say(line)`, which writes to the job's log (`aloud`: to the terminal too).
 
     Whatever else is printed goes to the log as well. Files of the store say what they are made from (stamps.py), by the recipes
-    in the file that the parameter `recipes` names. A UserError ends the process with status 1 and one line. A job that
-    needs input and has none was planned while all its outputs existed (rules/common.smk, unless_stored): if they still do,
-    there is nothing to do.
+    in the file that the parameter `recipes` names. A UserError ends the process with status 1 and one line, as does a file
+    that the system does not let the job read or write. A job that needs input and has none was planned while all its outputs
+    existed (rules/common.smk, unless_stored): if they still do, there is nothing to do.
     """
     path = snakemake.log[0] if len(snakemake.log) else None
     terminal = sys.stderr
@@ -32,11 +33,15 @@ def job(snakemake: Any, aloud: bool = False, needs_input: bool = True) -> Iterat
         try:
             if needs_input and not len(snakemake.input):
                 _leave_stored(snakemake.output)
+            _check_readable(snakemake.input)
             sheet = read_sheet(getattr(snakemake.params, "recipes", None))
             with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log), using(sheet):
                 yield lambda line: _say(line, log, terminal if aloud else None)
         except UserError as error:
             print(f"error: {error}", file=log)
+            sys.exit(1)
+        except PermissionError as error:
+            print(f"error: {kept(error.filename, error.strerror)}", file=log)
             sys.exit(1)
         except Exception:
             if log is not terminal:
@@ -51,6 +56,13 @@ def _leave_stored(outputs: Iterable[str]) -> None:
             f"{missing[0]} was there when the run was planned, and is gone: run snakemake again, it will be rebuilt"
         )
     sys.exit(0)
+
+
+def _check_readable(inputs: Iterable[str]) -> None:
+    """UserError for a file that another user keeps to themselves; libraries tell of it as of one that is missing."""
+    for path in inputs:
+        if not os.access(path, os.R_OK) and Path(path).exists():
+            raise kept(path)
 
 
 def _say(line: str, log: TextIO, terminal: TextIO | None) -> None:
