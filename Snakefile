@@ -53,11 +53,9 @@ if build is not None:
         include: "rules/unswept.smk"
 
 
-# Each look at the ready jobs plans another a second later: after n jobs n looks a second, each at all inputs of the ready jobs. On
-# one machine there is nothing to submit slowly.
+# Called in the main process alone, when there are jobs to run and they are not only shown. (A second `onstart` would replace it.)
 onstart:
-    if workflow.local_exec:
-        workflow.scheduler.job_rate_limiter = None
+    prepare_run()
 
 
 localrules:

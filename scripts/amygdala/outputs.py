@@ -34,7 +34,7 @@ def leave_stored_files_alone() -> None:
     Job.check_protected_output = _not_protected
     # It could not be touched either. Nothing here depends on times.
     DAG.check_and_touch_output = _without_times(DAG.check_and_touch_output)
-    # Nothing goes by the records of jobs, which profiles/default has Snakemake drop: no run needs to be told that they are missing.
+    # profiles/default drops the records of jobs. Nothing goes by them, and nobody needs to hear that they are missing.
     Workflow.log_missing_metadata_info = _say_nothing
 
 
