@@ -50,8 +50,8 @@ def _again(run: Run) -> list[Product]:
 
 @dataclass(frozen=True)
 class Why:
-    """What would be built and what not. unneeded: files that are gone and that nothing asks for; layers: those of the build, and
-    how many the model has; asked: the layers as configured; forward: None where no activations are to be captured.
+    """What would be built, and what not. unneeded: files that are gone and that nothing asks for; layers: those of the build,
+    and how many the model has; texts: of all examples; forward: None where no activations are to be captured.
     """
 
     targets: Mapping[str, Target]
@@ -164,11 +164,11 @@ def grouped(products: Iterable[Product], why: Why) -> Iterator[str]:
     for stage, reasons in stages.items():
         for words, names in reasons.items():
             together.setdefault((words, tuple(names)), []).append(stage)
-    for number, ((words, names), alike) in enumerate(together.items()):
+    for number, ((words, every), alike) in enumerate(together.items()):
         if number == GROUPS_SHOWN:
             yield f"… and {len(together) - GROUPS_SHOWN} more"
             return
-        of = f" of {_names(names, why.emotions)}" if any(names) and alike != ["results"] else ""
+        of = f" of {_names(every, why.emotions)}" if any(every) and alike != ["results"] else ""
         yield f"{', '.join(alike)}{of}: {words}"
 
 

@@ -44,6 +44,15 @@ CALLED = {
 }
 
 
+# What stands before the key in the names of files that are of no emotion and no shard.
+FILE_NAMES = {
+    "neutral texts": "neutral",
+    "texts from elsewhere": "unseen",
+    "merged compare": "compare",
+    "merged sweep": "sweep",
+}
+
+
 @dataclass(frozen=True)
 class Reason:
     """ingredient: of the recipe, empty where the key is the same; words: for people; via: the stage that it comes from, empty
@@ -146,7 +155,7 @@ class Explainer:
 
     def __init__(self, graph: Graph, store: Store, texts: Texts, pending: Iterable[Product]) -> None:
         self.graph, self.build, self.store, self.texts = graph, graph.build, store, texts
-        self._pending = {product.key for product in pending}
+        self._pending = {product.key for product in pending if not product.shown}
         self._consumers: dict[Product, list[Product]] = {}
         for product in graph.products():
             for one in product.inputs:
@@ -179,30 +188,13 @@ class Explainer:
         if not unexplained:
             return Explanation(None, _unique(reasons))
         recipe = self.build.recipes[product.key]
-        nearest = self.store.nearest(
-            recipe, product.name if product.stage not in self._nameless() else self._nameless()[product.stage]
-        )
+        nearest = self.store.nearest(recipe, FILE_NAMES.get(product.stage, product.name))
         if nearest is None:
-            known = self.store.holds(recipe["kind"])
-            words = (
-                f"nothing stored of {some([product.name])} yet"
-                if known and product.name
-                else "nothing stored to compare with"
-                if known
-                else FIRST
-            )
+            words = FIRST
+            if self.store.holds(recipe["kind"]):
+                words = f"nothing stored of {some([product.name])} yet" if product.name else "nothing stored to compare with"
             return Explanation(None, _unique([*reasons, Reason(words)]))
         return Explanation(str(nearest.path), _unique([*reasons, *self._differences(recipe, nearest, product.name)]))
-
-    @staticmethod
-    def _nameless() -> dict[str, str]:
-        """{stage: the name before the key in its file's name, where that is none of an emotion or shard}"""
-        return {
-            "neutral texts": "neutral",
-            "texts from elsewhere": "unseen",
-            "merged compare": "compare",
-            "merged sweep": "sweep",
-        }
 
     def _was_used(self, product: Product, layer: int | None) -> bool:
         """Whether something stored can only have been made from a file that is gone: it carries the file's key."""
@@ -223,7 +215,7 @@ class Explainer:
 
     def _published(self, product: Product) -> Explanation:
         reasons = [
-            Reason(f"its {one.stage} {'change' if one.stage.endswith('s') else 'changes'}", via=one.stage)
+            Reason(f"the {one.stage} {'change' if one.stage.endswith('s') else 'changes'}", via=one.stage)
             for one in product.inputs
             if one.key in self._pending
         ]
@@ -248,7 +240,8 @@ class Explainer:
 
     def _reasons(self, ingredient: str, now: Any, then: Any, nearest: Stored, name: str) -> Iterator[Reason]:
         recipes, made = self.build.recipes, nearest.made
-        if now in (entries := self.build.recipes.entries) if isinstance(now, str) else False:
+        entries = recipes.entries
+        if isinstance(now, str) and now in entries:
             words: Iterable[str] = _code_words(code_modules(entries[now]), made.get("code", {}).get(then))
         elif ingredient == "versions":
             words = (
@@ -296,7 +289,7 @@ class Explainer:
 
     def _upstream(self, ingredient: str, now: str, then: Any, name: str) -> Iterator[Reason]:
         kind = self.build.recipes[now]["kind"]
-        what = f"its {kind}"
+        what = f"the {kind}"
         if now in self._pending:
             yield Reason(f"{what} {'change' if kind.endswith('s') else 'changes'}", ingredient, kind)
             return
