@@ -141,11 +141,29 @@ def find_why(build: Build, say: Say = lambda line: None) -> Why:
 # For a terminal
 
 
-def _words(explanation: Explanation) -> str:
+def _words(explanation: Explanation, emotions: Sequence[str]) -> str:
     """What starts here, then what comes from stages that are told above."""
-    direct = [reason.words for reason in explanation.reasons if not reason.via]
-    inherited = [reason.words for reason in explanation.reasons if reason.via]
-    return "; ".join([*direct, *([f"because {' and '.join(inherited)}"] if inherited else [])])
+    words = [reason.words for reason in explanation.reasons if not reason.via]
+    inherited: dict[tuple[str, ...], list[str]] = {}
+    for reason in explanation.reasons:
+        if reason.via:
+            inherited.setdefault(reason.emotions, []).append(reason.via)
+    stages = [
+        f"{_and(dict.fromkeys(stages))} of {_names(names, emotions)}" if names else f"the {_and(dict.fromkeys(stages))}"
+        for names, stages in inherited.items()
+    ]
+    if stages:
+        words.append(f"because {_and(stages)} change{'' if stages[1:] or ' and ' in stages[0] or _many(stages[0]) else 's'}")
+    return "; ".join(words)
+
+
+def _many(what: str) -> bool:
+    return what.partition(" of ")[0].endswith("s")
+
+
+def _and(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _names(names: Sequence[str], emotions: Sequence[str]) -> str:
@@ -159,7 +177,7 @@ def grouped(products: Iterable[Product], why: Why) -> Iterator[str]:
     stages: dict[str, dict[str, list[str]]] = {}
     for product in products:
         named = stages.setdefault(product.stage, {})
-        named.setdefault(_words(why.explained[product]), []).append(product.name)
+        named.setdefault(_words(why.explained[product], why.emotions), []).append(product.name)
     together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for stage, reasons in stages.items():
         for words, names in reasons.items():
@@ -169,6 +187,7 @@ def grouped(products: Iterable[Product], why: Why) -> Iterator[str]:
             yield f"… and {len(together) - GROUPS_SHOWN} more"
             return
         of = f" of {_names(every, why.emotions)}" if any(every) and alike != ["results"] else ""
+        of = of.replace("shard_", "shard ") if alike == ["activations"] else of
         yield f"{', '.join(alike)}{of}: {words}"
 
 
@@ -200,9 +219,9 @@ def _other_lines(why: Why) -> Iterator[str]:
             continue
         todo = [product for run in runs for product in [*run.todo, *_again(run)]]
         beside = " more" if told & {run.job for run in target.runs} else ""
-        causes = dict.fromkeys(_words(why.explained[product]) for product in todo if not product.shown) or dict.fromkeys(
-            _words(why.explained[product]) for product in todo
-        )
+        causes = dict.fromkeys(
+            _words(why.explained[product], why.emotions) for product in todo if not product.shown
+        ) or dict.fromkeys(_words(why.explained[product], why.emotions) for product in todo)
         yield f"{name}: not asked for, {_amount(runs, todo)}{beside}: {next(iter(causes))}"
 
 

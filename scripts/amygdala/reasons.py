@@ -55,13 +55,14 @@ FILE_NAMES = {
 
 @dataclass(frozen=True)
 class Reason:
-    """ingredient: of the recipe, empty where the key is the same; words: for people; via: the stage that it comes from, empty
-    where it starts here.
+    """words: for people; ingredient: of the recipe, empty where the key is the same; via: the stage that it comes from, empty
+    where it starts here; emotions: those of that stage, where not all of it changes.
     """
 
     words: str
     ingredient: str = ""
     via: str = ""
+    emotions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -244,10 +245,7 @@ class Explainer:
         if isinstance(now, str) and now in entries:
             words: Iterable[str] = _code_words(code_modules(entries[now]), made.get("code", {}).get(then))
         elif ingredient == "versions":
-            words = (
-                f"{library} {_value(then.get(library))} → {_value(now.get(library))}"
-                for library in differing(now or {}, then or {})
-            )
+            words = _version_words(now or {}, then or {})
         elif ingredient in ("spaces", "space"):
             words = self._space_words([now] if isinstance(now, str) else now, [then] if isinstance(then, str) else then, made)
         elif _is_hash(now) and now in recipes:
@@ -308,15 +306,17 @@ class Explainer:
         kind = ingredient if ingredient != "compared" else "figures"
         came, went = sorted(now.keys() - before.keys()), sorted(before.keys() - now.keys())
         other = sorted(name for name in now.keys() & before.keys() if now[name] != before[name])
-        if came:
-            yield Reason(f"new: {some(came)}", ingredient, kind if any(now[name] in self._pending for name in came) else "")
+        told = (
+            (came, f"new: {some(came)}"),
+            (other, f"{kind} of {some(other)} change"),
+        )
+        for names, words in told:
+            if pending := tuple(one for one in names if now[one] in self._pending):
+                yield Reason(words, ingredient, kind, pending)
+            elif names:
+                yield Reason(words.replace(" change", " are other ones"), ingredient)
         if went:
             yield Reason(f"gone: {some(went)}", ingredient)
-        if other:
-            made_anew = any(now[name] in self._pending for name in other)
-            yield Reason(
-                f"{kind} of {some(other)} {'change' if made_anew else 'are other ones'}", ingredient, kind if made_anew else ""
-            )
 
     def _plain(self, ingredient: str, now: Any, then: Any, nearest: Stored, name: str) -> Iterator[str]:
         kind = nearest.recipe["kind"] if "recipe" in nearest.made else ""
@@ -328,6 +328,9 @@ class Explainer:
             told = self._example_words(name, nearest)
         elif ingredient == "texts" and kind == "index":
             told = self._shard_words(name, nearest)
+        elif ingredient == "denoise" and not isinstance(now, list):
+            shares = [one["share"] if isinstance(one, Mapping) else one for one in (then, now)]
+            told = f"denoise {_value(shares[0])} → {_value(shares[1])}" if shares[0] != shares[1] else "neutral texts changed"
         elif ingredient == "layers":
             yield from _layers(now or [], then or [])
             return
@@ -347,7 +350,7 @@ class Explainer:
                     hidden = _is_hash(was) or _is_hash(becomes)
                     yield f"{called}: {some([one])}" + (" changed" if hidden else f" {_value(was)} → {_value(becomes)}")
             elif now is None or then is None:
-                yield f"{called}: {'no longer' if now is None else 'new'}"
+                yield f"{called}: {'none any longer' if now is None else 'none before'}"
             else:
                 yield f"{called} changed"
         elif ingredient == "model":
@@ -397,6 +400,14 @@ class Explainer:
         if manifest.get("selection") != now["selection"]:
             words.append("the selection of emotions, or their counts")
         return words
+
+
+def _version_words(now: Mapping[str, str], then: Mapping[str, str]) -> Iterator[str]:
+    for library in differing(now, then):
+        if library in now and library in then:
+            yield f"{library} {_value(then[library])} → {_value(now[library])}"
+        else:
+            yield f"{library} {'counts now' if library in now else 'counts no longer'}"
 
 
 def _code_words(now: Mapping[str, str], then: Mapping[str, str] | None) -> Iterator[str]:
