@@ -197,9 +197,7 @@ def _amount(runs: Sequence[Run], products: Sequence[Product]) -> str:
 
 
 def _target_lines(target: Target, why: Why) -> Iterator[str]:
-    if target.why_not:
-        yield f"{target.name}: cannot be made: {target.why_not}"
-    elif not target.runs:
+    if not target.runs:
         yield f"{target.name}: up to date, nothing to build"
     else:
         yield f"{target.name}: {_amount(target.runs, target.todo)} to make"
@@ -210,11 +208,10 @@ def _other_lines(why: Why) -> Iterator[str]:
     """The measurements: what each needs beside the readout, and its first cause."""
     main = why.targets[READOUT]
     told = {run.job for run in main.runs}
-    for name, target in why.targets.items():
-        if name == READOUT:
-            continue
+    others = [target for target in why.targets.values() if target.name != READOUT and not target.why_not]
+    for target in others:
         runs = [run for run in target.runs if run.job not in told]
-        if target.why_not or not runs:
+        if not runs:  # the results that it publishes are its own: it is up to date
             yield from _target_lines(target, why)
             continue
         todo = [product for run in runs for product in [*run.todo, *_again(run)]]
@@ -222,7 +219,17 @@ def _other_lines(why: Why) -> Iterator[str]:
         causes = dict.fromkeys(
             _words(why.explained[product], why.emotions) for product in todo if not product.shown
         ) or dict.fromkeys(_words(why.explained[product], why.emotions) for product in todo)
-        yield f"{name}: not asked for, {_amount(runs, todo)}{beside}: {next(iter(causes))}"
+        yield f"{target.name}: not asked for, {_amount(runs, todo)}{beside}: {next(iter(causes))}"
+
+
+def _impossible_lines(why: Why) -> Iterator[str]:
+    """Targets that cannot be made, those for the same cause together."""
+    causes: dict[str, list[str]] = {}
+    for target in why.targets.values():
+        if target.why_not:
+            causes.setdefault(target.why_not, []).append(target.name)
+    for cause, names in causes.items():
+        yield f"{', '.join(names)}: cannot be made: {cause}"
 
 
 def _left_out_lines(why: Why) -> Iterator[str]:
@@ -244,8 +251,8 @@ def _left_out_lines(why: Why) -> Iterator[str]:
 def lines(why: Why) -> Iterator[str]:
     """All of it for a terminal: short at any number of emotions."""
     main = why.targets[READOUT]
-    yield from _target_lines(main, why)
     if not main.why_not:
+        yield from _target_lines(main, why)
         yield why.forward.line() if why.forward else f"texts: 0 of {why.texts} to forward; the model is not loaded"
     counts = stored_counts(main.all)
     there = [
@@ -263,6 +270,7 @@ def lines(why: Why) -> Iterator[str]:
         yield f"{len(why.left_out)} emotions get no vector (`snakemake --cores 1 selection` lists them)"
         yield from _left_out_lines(why)
     yield from _other_lines(why)
+    yield from _impossible_lines(why)
 
 
 if "snakemake" in globals():

@@ -189,11 +189,15 @@ class Explainer:
         if not unexplained:
             return Explanation(None, _unique(reasons))
         recipe = self.build.recipes[product.key]
-        nearest = self.store.nearest(recipe, FILE_NAMES.get(product.stage, product.name))
+        name = FILE_NAMES.get(product.stage, product.name)
+        nearest = self.store.nearest(recipe, name)
         if nearest is None:
-            words = FIRST
-            if self.store.holds(recipe["kind"]):
-                words = f"nothing stored of {some([product.name])} yet" if product.name else "nothing stored to compare with"
+            if self.store.holds(recipe["kind"], name):
+                words = "what is stored does not say what it is made from"
+            elif product.name and self.store.holds(recipe["kind"]):
+                words = f"nothing stored of {some([product.name])} yet"
+            else:
+                words = FIRST
             return Explanation(None, _unique([*reasons, Reason(words)]))
         return Explanation(str(nearest.path), _unique([*reasons, *self._differences(recipe, nearest, product.name)]))
 
@@ -393,12 +397,12 @@ class Explainer:
         except (UserError, OSError):
             return []
         now = self.build.facts()
-        words = setting_changes(manifest, now)
+        words = [f"setting {line}" for line in setting_changes(manifest, now)]
         was = manifest.get("snapshot", {})
         if was.get("key") != now["snapshot"]["key"]:
             words.append(f"snapshot {_value(was.get('key'))} → {now['snapshot']['key']}")
         if manifest.get("selection") != now["selection"]:
-            words.append("the selection of emotions, or their counts")
+            words.append("other emotions or counts")
         return words
 
 

@@ -93,9 +93,9 @@ class Store:
         self.folder = Path(folder)
         self._read: dict[Path, Stored | None] = {}
 
-    def holds(self, kind: str) -> bool:
-        """Whether any file of the kind is there."""
-        return any(True for listing in self._listings(kind) for _ in listing)
+    def holds(self, kind: str, name: str | None = None) -> bool:
+        """Whether any file of the kind is there, of this name where one is given."""
+        return any(listing if name is None else listing.get(name) for listing in self._listings(kind))
 
     def nearest(self, recipe: Recipe, name: str) -> Stored | None:
         """The stored file whose recipe, of the same kind, differs in fewest ingredients, the newest of several.
