@@ -50,8 +50,10 @@ def _again(run: Run) -> list[Product]:
 
 @dataclass(frozen=True)
 class Why:
-    """What would be built, and what not. unneeded: files that are gone and that nothing asks for; layers: those of the build,
-    and how many the model has; texts: of all examples; forward: None where no activations are to be captured.
+    """What would be built, and what not.
+
+    unneeded: files that are gone and that the readout does not ask for; layers: those of the build, and how many the model has;
+    texts: of all examples; forward: None where no activations are to be captured.
     """
 
     targets: Mapping[str, Target]
@@ -119,7 +121,7 @@ def find_why(build: Build, say: Say = lambda line: None) -> Why:
     texts = Texts(build, read_index)
     explainer = Explainer(graph, store, texts, todo)
     main = targets[READOUT]
-    needed = {path for target in targets.values() for product in target.todo for path in product.missing}
+    needed = {path for product in main.todo for path in product.missing}
     behind = {path: None for product in main.all for path in product.missing}
     forward = None
     if any(product.stage == "activations" for product in main.todo):
@@ -262,7 +264,8 @@ def lines(why: Why) -> Iterator[str]:
         yield f"not built, as their keys are in the store: {', '.join(there)} files"
     if why.unneeded:
         names = some([shown(path, 100)[1:-1] for path in why.unneeded], 3)
-        yield f"not built, as what is made of them is in the store: {len(why.unneeded)} missing files ({names})"
+        count = f"{len(why.unneeded)} missing file{'s' * (len(why.unneeded) != 1)}"
+        yield f"not built, as what is made of them is in the store: {count} ({names})"
     chosen, count = why.layers
     if chosen and len(chosen) < count:
         yield f"layers: {', '.join(map(str, chosen))} of {count} (target_layers)"

@@ -202,21 +202,26 @@ class Explainer:
         return Explanation(str(nearest.path), _unique([*reasons, *self._differences(recipe, nearest, product.name)]))
 
     def _was_used(self, product: Product, layer: int | None) -> bool:
-        """Whether something stored can only have been made from a file that is gone: it carries the file's key."""
+        """Whether something stored can only have been made when the file was there: it is made of it, and its key covers the
+        file's.
+        """
         for one in self._consumers.get(product, []):
             if one.shown:
-                there = one.key == product.key and one.files[0] not in one.missing
-            elif not _mentions(self.build.recipes[one.key], product.key):
-                there = False
-            else:
-                files = [path for path in one.files if layer_of(path) in (None, layer) or layer is None]
+                files = one.files[:1]
+            elif product.key in self._covered(one.key):
                 layered = any(layer_of(path) is not None for path in one.files)
-                if layered and layer is not None:
-                    files = [path for path in files if layer_of(path) == layer]
-                there = any(path not in one.missing for path in files)
-            if there:
+                files = [path for path in one.files if layer is None or not layered or layer_of(path) == layer]
+            else:
+                continue
+            if set(files) - set(one.missing):
                 return True
         return False
+
+    @functools.cache  # noqa: B019  one object a process
+    def _covered(self, name: str) -> frozenset[str]:
+        """All keys that a key covers, itself included."""
+        recipe = self.build.recipes.get(name)
+        return frozenset({name}.union(*map(self._covered, _keys_in(recipe)))) if recipe is not None else frozenset()
 
     def _published(self, product: Product) -> Explanation:
         reasons = [
@@ -423,12 +428,12 @@ def _code_words(now: Mapping[str, str], then: Mapping[str, str] | None) -> Itera
         yield f"{_module(module)} {what}"
 
 
-def _mentions(value: Any, wanted: str) -> bool:
-    if isinstance(value, Mapping):
-        return any(_mentions(one, wanted) for one in value.values())
-    if isinstance(value, list | tuple):
-        return any(_mentions(one, wanted) for one in value)
-    return bool(value == wanted)
+def _keys_in(value: Any) -> Iterator[str]:
+    """All strings in a recipe that look like keys."""
+    if _is_hash(value):
+        yield value
+    for one in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from _keys_in(one)
 
 
 def _unique(reasons: Iterable[Reason]) -> list[Reason]:
