@@ -264,8 +264,8 @@ def lines(why: Why) -> Iterator[str]:
         yield f"not built, as their keys are in the store: {', '.join(there)} files"
     if why.unneeded:
         names = some([shown(path, 100)[1:-1] for path in why.unneeded], 3)
-        count = f"{len(why.unneeded)} missing file{'s' * (len(why.unneeded) != 1)}"
-        yield f"not built, as what is made of them is in the store: {count} ({names})"
+        gone = f"{len(why.unneeded)} missing file{'s' * (len(why.unneeded) != 1)}"
+        yield f"not built, as what is made of them is in the store: {gone} ({names})"
     chosen, count = why.layers
     if chosen and len(chosen) < count:
         yield f"layers: {', '.join(map(str, chosen))} of {count} (target_layers)"

@@ -16,7 +16,7 @@ from project import Project, Run
 
 pytestmark = pytest.mark.end_to_end
 EMOTIONS = ["calm", "joy"]
-MISSING = re.compile(r"^Reason: .*?Missing output files: ([^;]*)", re.MULTILINE)
+MISSING = re.compile(r"^Reason: .*?Missing output files: ([^;\n]*)", re.MULTILINE)
 PARTS = ("Snakefile", "config.yaml", "rules", "scripts", "schemas", "profiles", "envs", "report", "resources")
 TARGETS = ("readout", "report", "compare", "sweep", "unseen", "ablation")
 
@@ -46,14 +46,18 @@ def project(built: Project, tmp_path: Path) -> Project:
     return built.copy(tmp_path / "project")
 
 
+def stored(project: Project) -> set[Path]:
+    """Files of the store, without what saves work alone: memos, and the index beside a snapshot."""
+    files = set(project.folder.glob("store/*/**/*")) - set(project.folder.glob("store/snapshots/*.safetensors"))
+    return {path for path in files if path.is_file() and "memo" not in path.parts}
+
+
 def agreed(project: Project, target: str = "readout", snakefile: Path = tiny.REPOSITORY / "Snakefile") -> dict[str, str]:
     """{stage, or stage and emotion: reasons} of what `why` says that a target lacks, which the dry run must bear out."""
-    before = {path for path in project.folder.glob("store/*/**/*") if "memo" not in path.parts}
+    before = stored(project)
     run = project.run("why", snakefile=snakefile).ok()
     found = json.loads((project.folder / "results/why.json").read_text())
-    assert {path for path in project.folder.glob("store/*/**/*") if "memo" not in path.parts} - before <= {
-        path for path in project.folder.glob("store/snapshots/*.safetensors")
-    }, "nothing is built, but the graph's index"
+    assert stored(project) == before, "nothing is built"
     products = [one for one in found["products"] if target in one["targets"]]
     foreseen = project.run("--dry-run", target, snakefile=snakefile).ok()
     jobs = "".join(f"Job 0: {job}\n" for job in found["targets"][target]["jobs"])
