@@ -21,7 +21,10 @@ from changes import to_forward
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-NAMES_SHOWN, GROUPS_SHOWN, LEFT_OUT_SHOWN = 8, 30, 10
+NAMES_SHOWN, FEW_NAMES, GROUPS_SHOWN, LEFT_OUT_SHOWN = 8, 4, 30, 10
+MOST_COUNTS = 4  # lines of a stage that differ in numbers of texts alone: more become one line with ranges
+NUMBER = re.compile(r"\d+")
+TEXTS = re.compile(r"\d+ texts? [a-z ]+(, \d+ [a-z ]+)*")
 FEW = re.compile(r"(\d+) (.*)")  # a count before the reason why an emotion has no vector
 
 
@@ -151,7 +154,7 @@ def _words(explanation: Explanation, emotions: Sequence[str]) -> str:
         if reason.via:
             inherited.setdefault(reason.emotions, []).append(reason.via)
     stages = [
-        f"{_and(dict.fromkeys(stages))} of {_names(names, emotions)}" if names else f"the {_and(dict.fromkeys(stages))}"
+        f"{_and(dict.fromkeys(stages))} of {_how_many(names, emotions)}" if names else f"the {_and(dict.fromkeys(stages))}"
         for names, stages in inherited.items()
     ]
     if stages:
@@ -161,6 +164,10 @@ def _words(explanation: Explanation, emotions: Sequence[str]) -> str:
 
 def _many(what: str) -> bool:
     return what.partition(" of ")[0].endswith("s")
+
+
+def _how_many(names: Sequence[str], emotions: Sequence[str]) -> str:
+    return _names(names, emotions) if len(names) <= FEW_NAMES else f"{len(names)} emotions"
 
 
 def _and(names: Iterable[str]) -> str:
@@ -174,12 +181,33 @@ def _names(names: Sequence[str], emotions: Sequence[str]) -> str:
     return some(names, NAMES_SHOWN)
 
 
+def _ranged(reasons: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Reasons that differ in numbers of texts alone, as one where there are many: "66 to 89 texts removed"."""
+    alike: dict[str, list[str]] = {}
+    for words in reasons:
+        alike.setdefault(NUMBER.sub("#", words).replace("texts", "text") if TEXTS.fullmatch(words) else words, []).append(words)
+    found: dict[str, list[str]] = {}
+    for group in alike.values():
+        words = group[0]
+        if len(group) > MOST_COUNTS:
+            counts = zip(*(map(int, NUMBER.findall(one)) for one in group), strict=True)
+            ranges = [
+                f"{low} to {high}" if low < high else str(low) for low, high in ((min(c), max(c)) for c in map(tuple, counts))
+            ]
+            words = NUMBER.sub(lambda _: ranges.pop(0), group[0]).replace("text ", "texts ")
+            found[words] = sorted(name for one in group for name in reasons[one])
+        else:
+            found |= {one: reasons[one] for one in group}
+    return found
+
+
 def grouped(products: Iterable[Product], why: Why) -> Iterator[str]:
     """A line for all stages and emotions with the same reason."""
     stages: dict[str, dict[str, list[str]]] = {}
     for product in products:
         named = stages.setdefault(product.stage, {})
         named.setdefault(_words(why.explained[product], why.emotions), []).append(product.name)
+    stages = {stage: _ranged(reasons) for stage, reasons in stages.items()}
     together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for stage, reasons in stages.items():
         for words, names in reasons.items():
@@ -265,7 +293,7 @@ def lines(why: Why) -> Iterator[str]:
     if why.unneeded:
         names = some([shown(path, 100)[1:-1] for path in why.unneeded], 3)
         gone = f"{len(why.unneeded)} missing file{'s' * (len(why.unneeded) != 1)}"
-        yield f"not built, as what is made of them is in the store: {gone} ({names})"
+        yield f"not built, as what is made of them is there: {gone} ({names})"
     chosen, count = why.layers
     if chosen and len(chosen) < count:
         yield f"layers: {', '.join(map(str, chosen))} of {count} (target_layers)"

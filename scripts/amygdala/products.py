@@ -93,24 +93,27 @@ class Graph:
 
     def pending(self, target: str) -> list[Run]:
         """The jobs that `snakemake <target>` would run, in the order of the data."""
-        asked: dict[Job, set[str]] = {}
-        inputs: dict[Job, set[Job]] = {}
+        first = self._job[self.targets[target]]
         todo: dict[Job, list[Product]] = {}
-        queue: list[tuple[Product, list[str]]] = [(self.targets[target], self.targets[target].files)]
+        inputs: dict[Job, list[tuple[Product, list[str]]]] = {}
+        queue = [first]
         while queue:
-            product, files = queue.pop()
-            job = self._job[product]
-            if job not in asked:  # a job names the inputs of what it lacks, asked for or not; a published product always does
+            job = queue.pop()
+            if job not in todo:  # a job names the inputs of all that it lacks; one that publishes always does
                 todo[job] = [one for one in job.products if one.missing]
-                behind = [pair for one in job.products if one.shown or one in todo[job] for pair in one.inputs.items()]
-                inputs[job] = {self._job[one] for one, _ in behind}
-                queue.extend(behind)
-            asked.setdefault(job, set()).update(files)
-        running: set[Job] = set()
-        for job in self.jobs:
-            lacks = {path for product in todo.get(job, []) for path in product.missing}
-            if job in asked and (lacks & asked[job] or inputs[job] & running):
-                running.add(job)
+                inputs[job] = [pair for one in job.products if one.shown or one.missing for pair in one.inputs.items()]
+                queue.extend(self._job[one] for one, _ in inputs[job])
+        # As Snakemake has it: a missing file is made where a job that runs reads it, and what reads a new file runs too.
+        running = {first} if todo[first] else set()
+        known = -1
+        while len(running) != known:
+            known = len(running)
+            for job in reversed(self.jobs):
+                if job in running:
+                    running |= {self._job[one] for one, files in inputs[job] if set(one.missing).intersection(files)}
+            for job in self.jobs:
+                if any(self._job[one] in running for one, _ in inputs.get(job, [])):
+                    running.add(job)
         return [Run(job, todo[job]) for job in self.jobs if job in running]
 
     def behind(self, target: str) -> list[Product]:

@@ -37,7 +37,6 @@ CALLED = {
     "neutral": "neutral texts",
     "scenarios": "scenarios of its texts",
     "templates": "templates of the page",
-    "sources": "the graph's sources",
     "chosen_for": "what the layers are chosen for",
     "examples": "scenarios or sources of its texts",
     "training": "training texts",
@@ -340,6 +339,8 @@ class Explainer:
         elif ingredient == "denoise" and not isinstance(now, list):
             shares = [one["share"] if isinstance(one, Mapping) else one for one in (then, now)]
             told = f"denoise {_value(shares[0])} → {_value(shares[1])}" if shares[0] != shares[1] else "neutral texts changed"
+        elif ingredient == "sources":
+            told = "the graph changed"
         elif ingredient == "layers":
             yield from _layers(now or [], then or [])
             return
