@@ -188,13 +188,12 @@ def _ranged(reasons: Mapping[str, list[str]]) -> dict[str, list[str]]:
         alike.setdefault(NUMBER.sub("#", words).replace("texts", "text") if TEXTS.fullmatch(words) else words, []).append(words)
     found: dict[str, list[str]] = {}
     for group in alike.values():
-        words = group[0]
         if len(group) > MOST_COUNTS:
-            counts = zip(*(map(int, NUMBER.findall(one)) for one in group), strict=True)
-            ranges = [
-                f"{low} to {high}" if low < high else str(low) for low, high in ((min(c), max(c)) for c in map(tuple, counts))
-            ]
-            words = NUMBER.sub(lambda _: ranges.pop(0), group[0]).replace("text ", "texts ")
+            words = NUMBER.sub("#", group[0])
+            for column in zip(*(NUMBER.findall(one) for one in group), strict=True):
+                low, high = min(map(int, column)), max(map(int, column))
+                words = words.replace("#", f"{low} to {high}" if low < high else str(low), 1)
+            words = words.replace("text ", "texts ")
             found[words] = sorted(name for one in group for name in reasons[one])
         else:
             found |= {one: reasons[one] for one in group}
