@@ -55,6 +55,13 @@ if build is not None:
         include: "rules/unswept.smk"
 
 
+# Each look at the ready jobs plans another a second later: after n jobs n looks a second, each at all inputs of the ready jobs. On
+# one machine there is nothing to submit slowly.
+onstart:
+    if workflow.local_exec:
+        workflow.scheduler.job_rate_limiter = None
+
+
 localrules:
     all,
     refresh,
