@@ -185,6 +185,9 @@ def test_what_is_gone_or_set_aside_is_told_from_what_is_new(config: dict[str, An
         "quality": ["deleted"],
         "results readout": ["the quality changes"],
     }
+    runs = why.find_why(make_build(config)).targets["readout"].runs
+    made = ["Vectors of joy", "Heads of joy", "Figures of joy", "Quality figures", "Publish readout in results/readout"]
+    assert [run.message for run in runs] == made, "the picture is there: it is not drawn again"
 
 
 def test_texts_by_number_become_a_range_where_there_are_many() -> None:
