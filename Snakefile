@@ -29,9 +29,11 @@ if build is not None:
     include: "rules/activations.smk"
     include: "rules/compare.smk"
     include: "rules/selection.smk"
+    include: "rules/why.smk"
 
     localrules:
         selection,
+        why,
 
     if build.layers:
 
