@@ -51,6 +51,10 @@ if build is not None:
     else:
 
         include: "rules/unswept.smk"
+    include: "rules/gc.smk"
+
+    localrules:
+        gc,
 
 
 localrules:

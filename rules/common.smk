@@ -11,6 +11,8 @@ from amygdala.keys import key
 from amygdala.plan import warnings_of
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
+from amygdala.roots import entry_of, root_id
+from amygdala.roots import save as save_root
 
 
 def tell(line):

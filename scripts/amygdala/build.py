@@ -36,6 +36,7 @@ RUN_ONLY = (
     *("graph", "snapshot", "max_lost_nodes", "store", "results", "model"),
     *("device", "device_map", "batch_tokens", "batch_size", "shards", "emotions_per_job"),
     *("sweep_layers", "key_versions", "neutral", "families", "ablation", "unseen", "report_texts"),
+    *("gc", "gc_confirm"),
 )
 
 
@@ -159,7 +160,7 @@ class Build:
     def _plan(self, say: Callable[[str], None] | None) -> Plan:
         shards = self.config["shards"]
         plan_key = key("plan", self.current.key, self.rules.ingredients(), shards, code("amygdala.plan"))
-        memo = Path(self.store) / "memo" / f"plan.{plan_key}.json"
+        self.plan_memo = memo = Path(self.store) / "memo" / f"plan.{plan_key}.json"
         known = recall(memo)
         if isinstance(known, dict) and known.get("sum") == key(known.get("plan")):
             return Plan(**known["plan"])
