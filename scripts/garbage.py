@@ -124,8 +124,7 @@ class Collection:
         self.roots = read_roots(self.store)
         if not any(root.id == self.own_root for root in self.roots):
             raise UserError(f"{self.store} cannot be written, so that nothing in it can be deleted")
-        rooted = {entry.release for root in self.roots for entry in root.entries if entry.release in self.released}
-        names = garbage.named(self.settings["releases"], self.released | rooted)
+        names = garbage.named(self.settings["releases"], self.released)
         self.kept = garbage.kept_releases(self.roots, self.released, self.settings["keep"], names)
         self.live = garbage.live(self.roots, self.kept, self.found)
         self.rows = rows_in_use(self.files, self.live, self.place)

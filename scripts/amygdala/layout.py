@@ -49,7 +49,8 @@ class Stored:
     """A file of the store, or the folder of a converted model.
 
     path: below the store; kind: of KINDS, TEMPORARY or SET_ASIDE; key: that it lives by, "" for segments, memos and leftovers;
-    size: bytes; mtime: seconds since 1970; space, layer: of activations; snapshot: of a graph's index; link: whether it is a symbolic link.
+    size: bytes; mtime: seconds since 1970; space, layer: of activations; snapshot: of a graph's index; link: whether it is a
+    symbolic link.
     """
 
     path: str

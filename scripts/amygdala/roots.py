@@ -109,8 +109,8 @@ def read_entry(path: Path) -> Entry:
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
-            f"{shown(path, 300)} is damaged, and what it kept is not known. Delete it, then build once in the folder that it is "
-            "of: a build writes its own anew"
+            f"{shown(path, 300)} is damaged, and what it kept is not known. Delete it, then build once where it comes from: a "
+            "build writes its own anew"
         ) from None
 
 
