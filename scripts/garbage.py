@@ -117,18 +117,30 @@ class Collection:
         reader = Reader(self.files, lambda path: self.place(path))
         self.found = Found(self.files, reader.recipe_of, reader.more_of)
         self.released = {one.key for one in self.files if one.path.endswith("/manifest.json") and one.kind == "releases"}
-        self.look()
+        self.live = self._what_lives()
+        self.rows = rows_in_use(self.files, self.live, self.place)
+        self.dead = self._dead(self.files, self.live, self.rows)
 
-    def look(self) -> None:
-        """Read the roots, and work out what is dead; again, what is dead now."""
+    def _what_lives(self) -> Live:
         self.roots = read_roots(self.store)
         if not any(root.id == self.own_root for root in self.roots):
             raise UserError(f"{self.store} cannot be written, so that nothing in it can be deleted")
         names = garbage.named(self.settings["releases"], self.released)
         self.kept = garbage.kept_releases(self.roots, self.released, self.settings["keep"], names)
-        self.live = garbage.live(self.roots, self.kept, self.found)
-        self.rows = rows_in_use(self.files, self.live, self.place)
-        self.dead = garbage.dead(self.files, self.live, self.rows, self.now, self.settings["grace_days"] * DAY_S)
+        return garbage.live(self.roots, self.kept, self.found)
+
+    def _dead(self, files: Iterable[Stored], lives: Live, rows: Rows) -> list[Stored]:
+        return garbage.dead(files, lives, rows, self.now, self.settings["grace_days"] * DAY_S)
+
+    def still_dead(self) -> list[str]:
+        """Paths of what was dead at the first look and is dead by the roots as they are now.
+
+        It takes milliseconds, while the first look reads each segment: where more lives than then, no segment of a living space
+        counts as dead.
+        """
+        lives = self._what_lives()
+        rows = self.rows if lives.keys <= self.live.keys else Rows(unreadable={one.path for one in self.files})
+        return [one.path for one in self._dead(self.dead, lives, rows)]
 
     @property
     def stale_entries(self) -> list[Path]:
@@ -139,19 +151,21 @@ class Collection:
         return [Path("roots", root.id, f"{entry.release}.json") for root, entry in gone]
 
     def delete(self, token: str, say: Callable[[str], None] = lambda line: None) -> list[Stored]:
-        """Delete what is dead; returns what was deleted. A build that was planned meanwhile gets back what it names."""
+        """Delete what is dead; returns what was deleted. A build that was planned meanwhile keeps or gets back its files."""
         trash = Trash(self.store, token)
-        before = {one.path: one for one in self.dead}
-        times = {path: _time_of(Path(self.store, path)) for path in self.stale_entries}
-        trash.take([*before, *map(str, times)])
-        trash.put_back([str(path) for path, planned in times.items() if _time_of(trash.place(str(path))) != planned])
         self.place = trash.place
-        self.look()
-        dead_now = {one.path for one in self.dead}
-        if wanted := trash.put_back([path for path in before if path not in dead_now]):
-            say(f"{len(wanted)} files were put back: a build that began meanwhile rests on them")
+        times = {str(path): _time_of(Path(self.store, path)) for path in self.stale_entries}
+        trash.take([*self.still_dead(), *times])
+        trash.put_back([path for path, planned in times.items() if _time_of(trash.place(path)) != planned])
+        still = set(self.still_dead())
+        trash.put_back([one.path for one in self.dead if one.path not in still])
         trash.empty()
-        return [before[path] for path in trash.moved if path in before]
+        moved = set(trash.moved)
+        deleted = [one for one in self.dead if one.path in moved]
+        if len(deleted) < len(self.dead):
+            left = len(self.dead) - len(deleted)
+            say(f"{left} files stay: a build that began meanwhile rests on them, or another gc took them")
+        return deleted
 
 
 def _time_of(path: Path) -> float | None:

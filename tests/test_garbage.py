@@ -300,7 +300,7 @@ HOSTILE = {
     "not JSON": "{",
     "a list": "[]",
     "no keys": '{"results": "/a", "host": "h", "time": 1, "release": "0123456789abcdef"}',
-    "keys that are paths": '{"results": "/a", "host": "h", "time": 1, "release": "r", "keys": [".."], "awaits": [], "memos": []}',
+    "a path for a key": '{"results": "/a", "host": "h", "time": 1, "release": "", "keys": [".."], "awaits": [], "memos": []}',
     "deep": "[" * 100_000,
 }
 
@@ -365,8 +365,23 @@ def test_a_build_planned_meanwhile_gets_its_files_back(fake: FakeStore, monkeypa
     gone = found.delete(garbage.token(found.dead), said.append)
     wanted = [path for path in old if not path.startswith("memo/")]
     assert there(fake, wanted) and [one.path for one in gone] == [path for path in old if path.startswith("memo/")]
-    assert "were put back: a build that began meanwhile rests on them" in said[0]
+    assert f"{len(found.dead) - len(gone)} files stay: a build that began meanwhile" in said[0]
     assert all(before[path] == content for path, content in fake.files().items())
+
+
+def test_a_build_planned_while_segments_were_read_keeps_its_files(fake: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that it names is moved even for a moment: its jobs may be running by then."""
+    first, old = fake.build(MINE, {"joy": [1, 2]})
+    fake.build(MINE, {"joy": [3, 4]})
+    entry = fake.entry(MINE, first)
+    found = look(fake)
+    assert {path for path in old if "/layer_001/" in path} <= {one.path for one in found.dead}
+    fake.put(f"roots/{roots.root_id(YOURS)}/{first}.json", json.dumps({**entry, "results": YOURS}))
+    taken: list[str] = []
+    take = trash.Trash.take
+    monkeypatch.setattr(trash.Trash, "take", lambda self, paths: take(self, [taken.append(path) or path for path in paths]))
+    found.delete(garbage.token(found.dead))
+    assert there(fake, old) and not set(taken) & set(old)
 
 
 def test_a_root_written_again_meanwhile_stays(fake: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,15 +444,15 @@ def test_a_gc_killed_halfway_is_put_back_or_finished_by_the_next(
             if moment == 5:
                 raise Killed
 
-        def looked_again(self: script.Collection) -> None:
+        def looked_again(self: script.Collection) -> list[str]:
             if moment == 1 and list((fake.folder / "trash").glob("*")):
                 raise Killed
-            look_(self)
+            return look_again(self)
 
-        look_ = script.Collection.look
+        look_again = script.Collection.still_dead
         patch.setattr(Path, "rename", counted)
         patch.setattr(trash.shutil, "rmtree", half)
-        patch.setattr(script.Collection, "look", looked_again)
+        patch.setattr(script.Collection, "still_dead", looked_again)
         with pytest.raises(Killed):
             collect(fake, report["token"])
     assert there(fake, new)
