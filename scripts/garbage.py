@@ -235,6 +235,7 @@ def as_json(found: Collection, token: str, deleted: Sequence[Stored] | None) -> 
         "token": token,
         "deleted": None if deleted is None else [one.path for one in deleted],
         "kept": [vars(one) for one in found.kept],
+        "roots": [{"id": root.id, "results": root.last.results, "host": root.last.host} for root in found.roots],
         "kinds": {kind: {"all": all_of[kind], "dead": dead_of.get(kind, (0, 0))} for kind in all_of},
         "dead": [one.path for one in found.dead],
         "dead_bytes_in_live_segments": dead_bytes(found),

@@ -99,7 +99,7 @@ def test_each_key_of_the_defaults_is_explained() -> None:
     keys = commented_keys()
     assert keys.keys() == {
         *DEFAULTS,
-        *(f"{section}.{key}" for section in ("emotions", "ablation", "key_versions") for key in DEFAULTS[section]),
+        *(f"{section}.{key}" for section in ("emotions", "ablation", "key_versions", "gc") for key in DEFAULTS[section]),
     }
     assert [key for key, comment in keys.items() if len(comment) < 20] == []
 

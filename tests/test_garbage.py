@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import garbage as script
+import tiny
 from amygdala import garbage, layout, roots, trash
+from amygdala.build import check
 from amygdala.errors import UserError
 from amygdala.segments import Reader
 from stores import LAYER, FakeStore, digest
@@ -71,6 +75,7 @@ def test_what_was_shown_is_what_goes(fake: FakeStore) -> None:
     assert sorted(done["deleted"]) == sorted(report["dead"])
     assert set(before) - set(fake.files()) == set(report["dead"]) == set(old) - set(new)
     assert there(fake, new)
+    assert [(root["id"], root["results"]) for root in report["roots"]] == [(roots.root_id(MINE), MINE)]
     assert {path: before[path] for path in fake.files()} == fake.files()
     assert not (fake.folder / "trash").exists()
     said = Say()
@@ -596,3 +601,32 @@ def test_a_root_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("no folder")
     roots.save(tmp_path / "store", roots.Entry(MINE, "h", 1.0, "r", frozenset()))
     assert list(tmp_path.iterdir()) == [tmp_path / "store"]
+
+
+# The page
+
+
+PAGE = (tiny.REPOSITORY / "docs/build.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_block_is_a_configuration() -> None:
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(# what gc .*?)```", PAGE, re.DOTALL)]
+    defaults = yaml.safe_load((tiny.REPOSITORY / "config.yaml").read_text(encoding="utf-8"))
+    assert len(blocks) == 1 and blocks[0]["gc"].keys() == defaults["gc"].keys()
+    check({**defaults, **blocks[0]}, tiny.REPOSITORY)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"gc": {"keep": -1, "releases": [], "grace_days": 1}}, r"'gc\.keep': -1 is less than the minimum of 0"),
+        ({"gc": {"keep": 1, "releases": [1234], "grace_days": 1}}, r"'gc\.releases.*in quotes"),
+        ({"gc": {"keep": 1, "releases": ["../.."], "grace_days": 1}}, r"'gc\.releases.*in quotes"),
+        ({"gc": {"keep": 1, "releases": [], "grace_days": -0.5}}, r"'gc\.grace_days'"),
+        ({"gc_confirm": 7}, r"'gc_confirm'"),
+    ],
+)
+def test_a_wrong_setting_is_named(given: dict[str, Any], problem: str) -> None:
+    defaults = yaml.safe_load((tiny.REPOSITORY / "config.yaml").read_text(encoding="utf-8"))
+    with pytest.raises(UserError, match=problem):
+        check({**defaults, **given}, tiny.REPOSITORY)
