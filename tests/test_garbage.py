@@ -155,7 +155,11 @@ def test_what_results_show_stays(fake: FakeStore, tmp_path: Path) -> None:
     marker = results / ".current" / f"readout.{shown}"
     marker.parent.mkdir(parents=True)
     marker.write_text("")
+    own, _ = fake.build(str(results), {"joy": [1, 5]})
+    fake.build(str(results), {"joy": [1, 6]})
+    marker.with_name(f"readout.{own}").write_text("")
     found = look(fake, keep=0, mine=str(results))
+    assert (own, str(results), "shown in results") in {(one.release, one.results, one.why) for one in found.kept}
     assert (shown, "", "shown in results") in {(one.release, one.results, one.why) for one in found.kept}
     found.delete(garbage.token(found.dead))
     assert there(fake, [path for path in paths if not path.startswith("memo/")])

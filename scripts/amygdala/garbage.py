@@ -133,11 +133,10 @@ def live(roots: Sequence[Root], kept: Iterable[Kept], found: Found) -> Live:
     if orphans:
         rested = closure(orphans, found)
         keys |= rested
-        # Their recipes name no index: all rows of their activations stay, and so do texts from elsewhere.
+        # Their recipes name no index: all of their spaces stay, and so do texts from elsewhere.
         spaces = {one.space for one in found.files if one.space in rested}
         keys |= {one.key for one in found.files if one.space in spaces and one.kind == "indices"}
         keys |= {one.key for one in found.files if one.kind == "texts"}
-        captured |= spaces
     keys |= beside(keys, found)
     memos = {path for entry in entries for path in entry.memos}
     return Live(frozenset(keys), frozenset(captured), frozenset(memos))
