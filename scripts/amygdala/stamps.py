@@ -139,7 +139,7 @@ class StampError(ValueError):
 
 
 def split(suffix: str, data: bytes) -> tuple[bytes, Made | None]:
-    """(content, what it is made from or None where it does not say): the reverse of `sealed`. StampError where they do not fit."""
+    """The reverse of `sealed`: (content, what it is made from if it says so). StampError where they do not fit."""
     start = data.rstrip(b"\n").rfind(b"\n") + 1
     line = data[start:].strip()
     begins, ends = (COMMENT, b" -->") if suffix in COMMENTED else (LAST_LINE if suffix in LINED else MEMBER, b"}")
