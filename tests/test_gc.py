@@ -44,13 +44,18 @@ def release_of(project: Project) -> str:
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Shared:
     shared = Shared(tmp_path_factory.mktemp("gc"))
     nodes = tiny.sample_nodes()[:400]
-    given: dict[str, Any] = {"model": str(tiny_model), "max_examples_per_emotion": 30, "store": "../store", "gc": ONLY_ONE}
-    Project.make(shared.second.folder, nodes, emotions={**CURATED, "curated": ["calm"]}, target_layers=[2], **given)
-    Project.make(shared.first.folder, nodes, emotions=CURATED, target_layers=[1], **given)
-    shared.second.run().ok()
+    given: dict[str, Any] = {
+        "model": str(tiny_model),
+        "max_examples_per_emotion": 30,
+        "store": "../store",
+        "target_layers": [1],
+    }
+    Project.make(shared.second.folder, nodes, emotions={**CURATED, "curated": ["calm"]}, gc=ONLY_ONE, **given)
+    Project.make(shared.first.folder, nodes, emotions=CURATED, gc=ONLY_ONE, **given)
     first = shared.first
     first.run().ok()
     shared.releases.append(release_of(first))
+    assert not shared.second.run().ok().forwarded
     joy = next(n["key"] for n in nodes if re.search(r"\bjoy:(9|10)", n["text"]) and len(n["text"]) > 60)
     first.edit(joy, lambda text: "This opening is new. " + text)
     first.run().ok()
@@ -102,7 +107,7 @@ def test_shown_confirmed_deleted_and_built_again_beside_another_gc(built: Shared
     again = first.run("gc").ok()
     assert "nothing to delete" in again.text
 
-    assert not first.build().jobs and not second.build().jobs
+    assert not first.run().ok().jobs and not second.run().ok().jobs
 
     # Back to the first release: what is gone is made again, while the other workflow's gc runs all the time.
     first.configure(emotions=CURATED)
@@ -129,7 +134,7 @@ def test_shown_confirmed_deleted_and_built_again_beside_another_gc(built: Shared
     of_first = {path for path in rebuilt if path.startswith(stable) and path in before}
     assert any(built.releases[0] in path for path in of_first)
     assert all(rebuilt[path] == before[path] for path in of_first if "manifest" not in path and "quality" not in path)
-    assert not first.build().jobs and not second.build().jobs
+    assert not first.run().ok().jobs and not second.run().ok().jobs
 
 
 def test_a_name_that_fits_no_release_stops_it(built: Shared) -> None:
