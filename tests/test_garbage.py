@@ -564,6 +564,8 @@ def test_paths_of_other_shapes_are_not_the_stores() -> None:
         f"models/{key}/config.json",
         f"quality/.{key}.json.1-zz.tmp",
         "quality/notes.damaged",
+        f"examples/\x1b[2J.{key}.json",
+        f"examples/\udcff.{key}.json",
         f"activations/{key}/layer_001/../../../{key}.safetensors",
     ):
         assert layout.kind_of(path) is None, path
