@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -309,7 +310,7 @@ HOSTILE = {
     "not JSON": "{",
     "a list": "[]",
     "no keys": '{"results": "/a", "host": "h", "time": 1, "release": "0123456789abcdef"}',
-    "a path for a key": '{"results": "/a", "host": "h", "time": 1, "release": "", "keys": [".."], "awaits": [], "memos": []}',
+    "a path for a key": '{"results": "/a", "host": "h", "time": 1, "release": "r", "keys": ["."], "awaits": [], "memos": []}',
     "deep": "[" * 100_000,
 }
 
@@ -319,10 +320,8 @@ def test_a_damaged_root_stops_everything(fake: FakeStore, content: str) -> None:
     """What it kept is not known: nothing may be deleted."""
     fake.build(MINE, {"joy": [1, 2]})
     fake.build(MINE, {"joy": [1, 3]})
-    fake.put("roots/0123456789abcdef/0123456789abcdef.json", content)
-    with pytest.raises(
-        UserError, match=r"roots/0123456789abcdef/0123456789abcdef\.json' is damaged.*build writes its own anew"
-    ):
+    fake.put("roots/0123456789abcdef/r.json", content)
+    with pytest.raises(UserError, match=r"roots/0123456789abcdef/r\.json' is damaged.*build writes its own anew"):
         look(fake)
 
 
@@ -330,19 +329,34 @@ def test_hostile_names_in_roots_delete_nothing_outside(fake: FakeStore, tmp_path
     fake.build(MINE, {"joy": [1, 2]})
     outside = tmp_path / "outside.json"
     outside.write_text("mine")
-    (tmp_path / "roots-elsewhere").mkdir()
-    entry = roots.Entry(
-        "\x1b[2J/../..", "h", 5.0, "../../../outside", frozenset(), ("../../outside.json",), ("../../outside.json",)
-    )
-    fake.put("roots/0123456789abcdef/x.json", json.dumps({**vars(entry), "keys": []}))
-    fake.put("roots/0123456789abcdef/y.json", json.dumps({**vars(entry), "keys": [], "time": 9}))
+    paths = ("../../outside.json", "activations/", "activations/../../../outside.json", "/etc/passwd")
+    entry = roots.Entry("\x1b[2J/../..", "h", 5.0, "old", frozenset(), paths, paths)
+    told = {**vars(entry), "keys": []}
+    fake.put("roots/0123456789abcdef/old.json", json.dumps(told))
+    fake.put("roots/0123456789abcdef/new.json", json.dumps({**told, "release": "new", "time": 9}))
     fake.put("roots/README")
-    (fake.folder / "roots/fedcba9876543210").symlink_to(tmp_path / "roots-elsewhere")
+    elsewhere = tmp_path / "elsewhere"  # a root that is a link: its old entries are not the store's to delete
+    shutil.copytree(fake.folder / "roots/0123456789abcdef", elsewhere)
+    (fake.folder / "roots/fedcba9876543210").symlink_to(elsewhere)
     fake.put(f"quality/{'0' * 16}.json")
     said = Say()
-    collect(fake, collect(fake)["token"], said)
+    assert collect(fake, collect(fake)["token"], said)["deleted"] == [f"quality/{'0' * 16}.json"]
     assert outside.read_text() == "mine" and "\x1b" not in "".join(said)
-    assert (fake.folder / "roots/README").exists()
+    assert (fake.folder / "roots/README").exists() and len(list(elsewhere.iterdir())) == 2
+    assert [path.name for path in (fake.folder / "roots/0123456789abcdef").iterdir()] == ["new.json"]
+
+
+def test_an_entry_that_calls_itself_by_another_path_is_damaged(fake: FakeStore, tmp_path: Path) -> None:
+    """Else a gc would move that file as a stale entry."""
+    fake.build(MINE, {"joy": [1, 2]})
+    (tmp_path / "outside.json").write_text("mine")
+    for number, name in enumerate(("../../../outside", "new")):
+        told = {"results": "/a", "host": "h", "time": number, "release": name, "keys": [], "awaits": [], "memos": []}
+        fake.put(f"roots/0123456789abcdef/{'old' if number == 0 else name}.json", json.dumps(told))
+    fake.put(f"quality/{'0' * 16}.json")
+    with pytest.raises(UserError, match=r"roots/0123456789abcdef/old\.json' is damaged"):
+        collect(fake)
+    assert (tmp_path / "outside.json").read_text() == "mine"
 
 
 def test_a_store_that_cannot_be_written_says_so(fake: FakeStore) -> None:

@@ -98,6 +98,8 @@ def read_entry(path: Path) -> Entry:
         texts = [told["results"], told["host"], told["release"], *told["keys"], *told["awaits"], *told["memos"]]
         if not all(isinstance(text, str) for text in texts) or not all(map(KEY.fullmatch, told["keys"])):
             raise ValueError
+        if told["release"] != path.stem:  # else an entry could name any other file as its own
+            raise ValueError
         return Entry(
             results=told["results"],
             host=told["host"],
