@@ -166,6 +166,14 @@ def test_what_results_show_stays(fake: FakeStore, tmp_path: Path) -> None:
     assert there(fake, [path for path in paths if not path.startswith("memo/")])
 
 
+def test_a_release_shown_without_a_build_is_a_root_too(fake: FakeStore) -> None:
+    shown, paths = fake.build(YOURS, {"joy": [1, 2]})
+    fake.build(YOURS, {"joy": [1, 3]})
+    roots.save(fake.folder, roots.entry_of_release(MINE, shown))
+    emptied(fake, keep=0)
+    assert there(fake, [path for path in paths if not path.startswith("memo/")])
+
+
 def test_what_was_made_beside_a_kept_release_stays_and_goes_with_it(fake: FakeStore) -> None:
     """A comparison that the last build names no more, because its settings changed, still tells of living examples."""
     _, old = fake.build(MINE, {"joy": [1, 2]})

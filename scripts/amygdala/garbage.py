@@ -129,7 +129,7 @@ def live(roots: Sequence[Root], kept: Iterable[Kept], found: Found) -> Live:
         for path in root.last.awaits
         if path not in paths and path.startswith("activations/")
     }
-    orphans = {release for results, release in wanted if not results}
+    orphans = {release for results, release in wanted if not results} | {one.release for one in entries if not one.keys}
     if orphans:
         rested = closure(orphans, found)
         keys |= rested

@@ -35,7 +35,8 @@ class Entry:
     """A planned build.
 
     results: its results folder; host: the machine; time: of its last plan, seconds since 1970; release: key of its readout;
-    keys: of all that it names; awaits: the indices of activations that it makes or has, and memos, as paths below the store.
+    keys: of all that it names, none where only its stored files tell; awaits: the indices of activations that it makes or has;
+    memos: that it uses; both as paths below the store.
     """
 
     results: str
@@ -83,6 +84,11 @@ def entry_of(build: Build) -> Entry:
         awaits=tuple(os.path.relpath(path, build.store) for path in awaited),
         memos=tuple(f"memo/{path.name}" for path in memos),
     )
+
+
+def entry_of_release(results: str | Path, release: str) -> Entry:
+    """A stored release that a results folder shows without a build: what it rests on is told by its files."""
+    return Entry(os.path.abspath(results), platform.node(), time.time(), release, frozenset())
 
 
 def save(store: str | Path, entry: Entry) -> None:
