@@ -1,3 +1,4 @@
+import logging
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -5,14 +6,19 @@ from snakemake.logging import logger
 
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
+from amygdala import lock
 from amygdala.build import Build, check
-from amygdala.errors import UserError
+from amygdala.errors import UserError, kept
 from amygdala.keys import key
+from amygdala.outputs import check_room, check_writable, leave_stored_files_alone
 from amygdala.plan import warnings_of
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
 from amygdala.roots import entry_of, root_id
 from amygdala.roots import save as save_root
+from amygdala.tiers import take
+
+leave_stored_files_alone()
 
 
 def tell(line):
@@ -25,10 +31,22 @@ def tell(line):
 is_refresh = any(word.rstrip(":") == "refresh" for word in sys.argv[1:])
 build = None
 try:
+    if workflow.is_main_process:
+        # A log line that cannot be written is no reason for a traceback.
+        logging.raiseExceptions = False
+        check_room(".snakemake")
     if is_refresh:
         check(config, Path(workflow.basedir), workflow.configfiles)
     else:
-        build = Build(config, Path(workflow.basedir), workflow.configfiles, tell)
+        build = Build(
+            config,
+            Path(workflow.basedir),
+            workflow.configfiles,
+            tell,
+            share=workflow.is_main_process,
+        )
+        if taken := take(build):
+            tell(f"store_read: linked {taken} files")
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -36,6 +54,15 @@ except UserError as error:
 if build is not None and workflow.is_main_process:
     for line in warnings_of(build.plan, build.rules):
         logger.warning(f"warning: {line}")
+
+
+# Called in the main process alone, when there are jobs to run and they are not only shown.
+onstart:
+    try:
+        lock.take(".snakemake/amygdala.lock", logger.warning)
+        check_writable(path for job in workflow.dag.needrun_jobs() for path in job.output)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:
@@ -68,6 +95,13 @@ def is_forced():
     return bool(workflow.dag_settings.forceall or workflow.dag_settings.forcerun)
 
 
+def is_stored(path):
+    try:
+        return Path(path).exists()
+    except PermissionError as error:
+        raise WorkflowError(str(kept(path, error.strerror))) from None
+
+
 def unless_stored(outputs, inputs):
     """The inputs of a job, or none where all its outputs exist.
 
@@ -75,7 +109,7 @@ def unless_stored(outputs, inputs):
     Snakemake, because that input is made in the same run, and ancient() covers existing files alone. Only input functions may
     call this: whether jobs are forced is not yet known when the rules are read.
     """
-    if not is_forced() and all(Path(path).exists() for path in outputs):
+    if not is_forced() and all(is_stored(path) for path in outputs):
         return []
     return [ancient(path) for path in inputs]
 
@@ -85,7 +119,7 @@ def emotions_to_make(emotions, outputs_of):
     return [
         emotion
         for emotion in emotions
-        if is_forced() or not all(Path(path).exists() for path in outputs_of(emotion))
+        if is_forced() or not all(is_stored(path) for path in outputs_of(emotion))
     ]
 
 
@@ -406,6 +440,11 @@ def get_release_vectors(wildcards):
     chosen = get_release(wildcards)
     files = [path for emotion in chosen.emotions for path in build.vectors(emotion, chosen.layers)]
     return unless_stored(build.release(chosen), files)
+
+
+def get_release_snapshot(wildcards):
+    """What `changes` compares the next build with. Examples that are stored already would not have it made."""
+    return unless_stored(build.release(get_release(wildcards)), [build.snapshot])
 
 
 def get_release_indices(wildcards):
