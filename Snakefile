@@ -57,6 +57,11 @@ if build is not None:
         gc,
 
 
+# Called in the main process alone, when there are jobs to run and they are not only shown. (A second `onstart` would replace it.)
+onstart:
+    prepare_run()
+
+
 localrules:
     all,
     refresh,

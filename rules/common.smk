@@ -56,13 +56,17 @@ if build is not None and workflow.is_main_process:
         logger.warning(f"warning: {line}")
 
 
-# Called in the main process alone, when there are jobs to run and they are not only shown.
-onstart:
+def prepare_run():
+    """One run a folder; what is to be made can be written. Jobs that are ready are looked for as soon as one ends."""
     try:
         lock.take(".snakemake/amygdala.lock", logger.warning)
         check_writable(path for job in workflow.dag.needrun_jobs() for path in job.output)
     except UserError as error:
         raise WorkflowError(str(error)) from None
+    if workflow.local_exec:
+        # With the limit each look at the ready jobs plans another a second later: after n jobs n looks a second, each at all
+        # inputs of the ready jobs. On one machine there is nothing to submit slowly.
+        workflow.scheduler.job_rate_limiter = None
 
 
 wildcard_constraints:
