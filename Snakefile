@@ -55,6 +55,10 @@ if build is not None:
     else:
 
         include: "rules/unswept.smk"
+    include: "rules/gc.smk"
+
+    localrules:
+        gc,
 
 
 # Called in the main process alone, when there are jobs to run and they are not only shown. (A second `onstart` would replace it.)

@@ -15,6 +15,8 @@ from amygdala.outputs import check_room, check_writable, leave_stored_files_alon
 from amygdala.plan import warnings_of
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
+from amygdala.roots import entry_of, root_id
+from amygdala.roots import save as save_root
 from amygdala.tiers import take
 
 leave_stored_files_alone()

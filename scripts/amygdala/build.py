@@ -37,6 +37,7 @@ RUN_ONLY = (
     *("graph", "snapshot", "max_lost_nodes", "store", "store_read", "results", "model"),
     *("device", "device_map", "batch_tokens", "batch_size", "shards", "emotions_per_job"),
     *("sweep_layers", "key_versions", "neutral", "families", "ablation", "unseen", "report_texts"),
+    *("gc", "gc_confirm"),
 )
 
 
