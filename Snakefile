@@ -29,9 +29,11 @@ if build is not None:
     include: "rules/activations.smk"
     include: "rules/compare.smk"
     include: "rules/selection.smk"
+    include: "rules/why.smk"
 
     localrules:
         selection,
+        why,
 
     if build.layers:
 
@@ -44,13 +46,24 @@ if build is not None:
         include: "rules/ablation.smk"
         include: "rules/unseen.smk"
         include: "rules/report.smk"
+        include: "rules/verify.smk"
 
         localrules:
             changes,
+            verify,
 
     else:
 
         include: "rules/unswept.smk"
+    include: "rules/gc.smk"
+
+    localrules:
+        gc,
+
+
+# Called in the main process alone, when there are jobs to run and they are not only shown. (A second `onstart` would replace it.)
+onstart:
+    prepare_run()
 
 
 localrules:

@@ -9,11 +9,14 @@ sys.path.append(str(Path(workflow.basedir) / "scripts"))
 from amygdala import lock
 from amygdala.build import Build, check
 from amygdala.errors import UserError, kept
+from amygdala.inventory import to_repair
 from amygdala.keys import key
 from amygdala.outputs import check_room, check_writable, leave_stored_files_alone
 from amygdala.plan import warnings_of
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
+from amygdala.roots import entry_of, root_id
+from amygdala.roots import save as save_root
 from amygdala.tiers import take
 
 leave_stored_files_alone()
@@ -54,13 +57,17 @@ if build is not None and workflow.is_main_process:
         logger.warning(f"warning: {line}")
 
 
-# Called in the main process alone, when there are jobs to run and they are not only shown.
-onstart:
+def prepare_run():
+    """One run a folder; what is to be made can be written. Jobs that are ready are looked for as soon as one ends."""
     try:
         lock.take(".snakemake/amygdala.lock", logger.warning)
         check_writable(path for job in workflow.dag.needrun_jobs() for path in job.output)
     except UserError as error:
         raise WorkflowError(str(error)) from None
+    if workflow.local_exec:
+        # With the limit each look at the ready jobs plans another a second later: after n jobs n looks a second, each at all
+        # inputs of the ready jobs. On one machine there is nothing to submit slowly.
+        workflow.scheduler.job_rate_limiter = None
 
 
 wildcard_constraints:
@@ -73,7 +80,10 @@ def get_unswept(wildcards):
 
 
 def get_final_output():
-    return get_published("readout") if build is not None and build.layers else get_nothing
+    if build is None or not build.layers:
+        return get_nothing
+    published = get_published("readout")
+    return [*published, *(path for path in to_repair(build) if path not in published)]
 
 
 def get_nothing(wildcards):

@@ -1,7 +1,7 @@
 # `target_layers: auto` and no sweep yet: whatever needs layers says what to do.
 for name in [
     *("weights", "vectors", "heads", "quality", "readout", "changes"),
-    *("compare", "ablation", "unseen", "report"),
+    *("compare", "ablation", "unseen", "report", "verify"),
     *(f"emotion_{emotion}" for emotion in build.emotions),
 ]:
 

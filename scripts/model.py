@@ -11,6 +11,7 @@ from amygdala.errors import UserError
 from amygdala.fetch import embedded_gguf, hub_download
 from amygdala.files import sha256_file, write_json
 from amygdala.job import job
+from amygdala.modelinfo import converted_files
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -36,6 +37,7 @@ def install(folder: Path, target: Path) -> None:
 
 def make_ready(model: dict[str, Any], dtype: str, output: Path, say: Callable[[str], None]) -> None:
     """Write `output`, and for a converted model the folder of its name beside it. `model`: modelinfo.Model as a dict."""
+    files: dict[str, dict[str, str]] = {}
     if model["kind"] == "hub":
         say(f"fetching {model['source']} at {model['identity']}")
         hub_download(model["source"], model["identity"].removeprefix("commit:"), say=say)
@@ -54,8 +56,9 @@ def make_ready(model: dict[str, Any], dtype: str, output: Path, say: Callable[[s
                 folder = Path(scratch) / "model"
                 convert_gguf(gguf_file, folder, dtype)
                 install(folder, target)
+        files = {"files": converted_files(target)}
     source = Path(model["source"]).name if model["kind"] == "gguf" else model["source"]  # a shared file names no one's folder
-    write_json(output, {**model, "source": source, "dtype": dtype})
+    write_json(output, {**model, "source": source, "dtype": dtype, **files})
 
 
 if "snakemake" in globals():

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amygdala.checks import check_stored
 from amygdala.files import whole, write_text
 from amygdala.job import job
 
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
 def publish(copies: Mapping[Path, Path], marker: Path, prefix: str) -> None:
     """Copy each {target: stored file} whole, in order, then leave `marker` as the only file of its folder named `prefix`….
 
-    The marker goes first, so that a run killed halfway publishes again.
+    The marker goes first, so that a run killed halfway publishes again. UserError where a stored file is damaged; nothing is
+    published then.
     """
+    for stored in filter(Path.exists, copies.values()):
+        check_stored(stored)
     for stale in marker.parent.glob(f"{prefix}*"):
         stale.unlink()
     for target, stored in copies.items():

@@ -99,7 +99,7 @@ def test_each_key_of_the_defaults_is_explained() -> None:
     keys = commented_keys()
     assert keys.keys() == {
         *DEFAULTS,
-        *(f"{section}.{key}" for section in ("emotions", "ablation", "key_versions") for key in DEFAULTS[section]),
+        *(f"{section}.{key}" for section in ("emotions", "ablation", "key_versions", "gc") for key in DEFAULTS[section]),
     }
     assert [key for key, comment in keys.items() if len(comment) < 20] == []
 
@@ -322,6 +322,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("ablation", "[]", r"\[\] is not of type 'object'"),
     ("unseen", "texts.jsonl", "'texts.jsonl' is not of type 'array'; expected a list of sources with names"),
     ("report_texts", "-1", "-1 is less than the minimum of 0"),
+    ("gc", "5", "5 is not of type 'object'"),
+    ("gc_confirm", "7", "7 is not of type 'string', 'null'; expected what gc printed, or null"),
 ]
 
 
@@ -342,6 +344,20 @@ def test_wrong_value_is_named_with_file_line_and_key(tmp_path: Path, key: str, v
 def test_wrong_versions_are_named(tmp_path: Path, value: str, problem: str) -> None:
     message = refused(tmp_path, f"key_versions: {value}")
     assert re.search(rf"^FILE:\d+: 'key_versions{problem}", message), message
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("{keep: -1, releases: [], grace_days: 1}", r"\.keep': -1 is less than the minimum of 0"),
+        ("{keep: 1, releases: [1234], grace_days: 1}", r"\.releases\.0': 1234 is not of type 'string'.*in quotes"),
+        ("{keep: 1, releases: [../..], grace_days: 1}", r"\.releases\.0': .*in quotes"),
+        ("{keep: 1, releases: [], grace_days: -0.5}", r"\.grace_days': -0.5 is less than the minimum of 0"),
+    ],
+)
+def test_wrong_settings_of_gc_are_named(tmp_path: Path, value: str, problem: str) -> None:
+    message = refused(tmp_path, f"gc: {value}")
+    assert re.search(rf"^FILE:\d+: 'gc{problem}", message), message
 
 
 def test_each_setting_has_a_wrong_value_above() -> None:

@@ -17,6 +17,7 @@ import publish
 import readout
 from amygdala.contract import load_readout
 from amygdala.errors import UserError
+from amygdala.tensors import write_tensors
 from amygdala.vectorfile import read_vector, write_vector
 
 CONCEPTS = ["joy", "awe", "sadness"]  # not sorted: the order is the manifest's
@@ -333,8 +334,9 @@ def stored(tmp_path: Path) -> dict[Path, Path]:
     store = tmp_path / "store"
     store.mkdir()
     copies = {}
+    write_tensors(store / "vectors.safetensors", {"layer_1.vectors": np.eye(1, 3, dtype=np.float32)}, {})
+    (store / "manifest.json").write_bytes(b"the manifest" * 1000)
     for name in ("vectors.safetensors", "manifest.json"):
-        (store / name).write_bytes(f"the {name}".encode() * 1000)
         copies[tmp_path / "results" / "emotions" / "joy" / name] = store / name
     return copies
 
@@ -377,12 +379,12 @@ def test_a_run_that_dies_halfway_leaves_no_marker_and_no_half_file(tmp_path: Pat
     first, second = stored
     publish.publish(stored, folder / "emotion_joy.1", "emotion_joy.")
     before = second.read_bytes()
-    stored[first].write_bytes(b"new")
+    write_tensors(stored[first], {"layer_1.vectors": np.ones((1, 3), np.float32)}, {})
     stored[second].unlink()
     with pytest.raises(FileNotFoundError):
         publish.publish(stored, folder / "emotion_joy.2", "emotion_joy.")
     assert list(folder.iterdir()) == []
-    assert first.read_bytes() == b"new" and second.read_bytes() == before
+    assert first.read_bytes() == stored[first].read_bytes() and second.read_bytes() == before
     assert not list(first.parent.glob(".*"))
 
 

@@ -19,6 +19,7 @@ import model as model_script
 import tiny
 from amygdala.convert import convert_gguf
 from amygdala.errors import UserError
+from amygdala.files import sha256_file
 from amygdala.modelinfo import Model, describe
 from model import install, make_ready
 
@@ -214,6 +215,7 @@ def test_the_converted_folder_is_a_model_folder(ready: Path, tmp_path: Path) -> 
 
 def test_the_marker_says_what_it_is(written: tuple[Path, dict[str, np.ndarray]], ready: Path) -> None:
     said = json.loads(ready.read_text(encoding="utf-8"))
+    assert said.pop("files") == {path.name: sha256_file(path) for path in ready.with_suffix("").iterdir()}
     assert said == {**gguf_model(written[0]), "source": written[0].name, "dtype": "fp32"}
 
 

@@ -54,6 +54,7 @@ def test_what_snakemake_does_to_outputs_is_still_done_by_these_functions(tmp_pat
     from snakemake.jobs import Job
     from snakemake.persistence.db import DbPersistence
     from snakemake.persistence.file import FilePersistence
+    from snakemake.workflow import Workflow
 
     leave_stored_files_alone()
     leave_stored_files_alone()
@@ -68,6 +69,7 @@ def test_what_snakemake_does_to_outputs_is_still_done_by_these_functions(tmp_pat
     asyncio.run(Job.check_protected_output(SimpleNamespace(output=[])))
     assert {"no_touch", "check_output_mtime"} <= set(DAG.check_and_touch_output.__wrapped__.__annotations__)
     assert not hasattr(DAG.check_and_touch_output.__wrapped__, "without_times")
+    assert Workflow.log_missing_metadata_info(SimpleNamespace()) is None
 
 
 def test_missing_outputs_in_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

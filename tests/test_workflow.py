@@ -146,6 +146,7 @@ def test_quality_has_every_emotion_and_layer(built: Project) -> None:
 
 def test_a_second_run_does_nothing(project: Project) -> None:
     assert not project.build().jobs
+    assert "metadata" not in project.run("--dry-run").ok().text
 
 
 def test_touching_all_and_losing_metadata_reruns_nothing(project: Project) -> None:

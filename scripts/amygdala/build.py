@@ -37,6 +37,7 @@ RUN_ONLY = (
     *("graph", "snapshot", "max_lost_nodes", "store", "store_read", "results", "model"),
     *("device", "device_map", "batch_tokens", "batch_size", "shards", "emotions_per_job"),
     *("sweep_layers", "key_versions", "neutral", "families", "ablation", "unseen", "report_texts"),
+    *("gc", "gc_confirm"),
 )
 
 
@@ -168,7 +169,7 @@ class Build:
     def _plan(self, say: Callable[[str], None] | None) -> Plan:
         shards = self.config["shards"]
         plan_key = key("plan", self.current.key, self.rules.ingredients(), shards, code("amygdala.plan"))
-        memo = Path(self.store) / "memo" / f"plan.{plan_key}.json"
+        self.plan_memo = memo = Path(self.store) / "memo" / f"plan.{plan_key}.json"
         self.tiers.take([str(memo), self.current.index_path])
         known = recall(memo)
         if isinstance(known, dict) and known.get("sum") == key(known.get("plan")):
@@ -567,7 +568,7 @@ class Build:
 
     def index_settings(self) -> dict[str, Any]:
         """Where the index of the current snapshot lies, and what makes it again."""
-        facts = {name: self.plan.graph[name] for name in ("skipped", "skipped_nodes")}
+        facts = {name: self.plan.graph[name] for name in ("nodes", "skipped", "skipped_nodes")}
         return {"path": self.current.index_path, "facts": facts, "looked_for": self.current.looked_for}
 
     def model_source(self) -> tuple[str, str | None]:

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from amygdala.errors import UserError, listed, shown
 from amygdala.files import sha256_file
+from amygdala.stamps import split
 
 NORM_TOLERANCE = 1e-6
 
@@ -44,7 +45,7 @@ def load_readout(vectors: str | Path, manifest: str | Path) -> Readout:
     (576,)
     """
     try:
-        told = json.loads(Path(manifest).read_text(encoding="utf-8"))
+        told = json.loads(split(".json", Path(manifest).read_bytes())[0])
     except (OSError, ValueError) as error:
         raise UserError(f"{manifest}: not a readable manifest ({error})") from None
     concepts, layers = _concepts(told, manifest), _layers(told, manifest)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from amygdala.errors import UserError
 from amygdala.graph import Node, Skipped, read_snapshot, snapshot_line
 from amygdala.neardup import Signer
 from amygdala.stamps import MADE_FROM
@@ -238,8 +239,13 @@ def _add(texts: dict[str, _Text], node: Node, offset: int, size: int) -> None:
 
 
 def index_of_snapshot(snapshot: str | Path, facts: Mapping[str, Any], extra: Iterable[str] = ()) -> Index:
-    """The index made anew from a stored snapshot; `facts` are the old one's (they know of skipped nodes)."""
+    """The index made anew from a stored snapshot; `facts` are the old one's (they know of skipped nodes). UserError where the
+    snapshot is damaged.
+    """
     index = make_index(read_snapshot(snapshot), extra=extra)
+    if index.facts["nodes"] != facts.get("nodes", index.facts["nodes"]):
+        held = f"{snapshot} is damaged ({index.facts['nodes']} nodes, {facts['nodes']} expected)"
+        raise UserError(f"{held}: delete it and run snakemake again, it will be rebuilt")
     index.facts.update({name: facts[name] for name in ("skipped", "skipped_nodes")})
     return index
 

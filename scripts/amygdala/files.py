@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,23 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     return value
 
 
+def set_aside(path: Path) -> str:
+    """Rename a damaged file so that nothing finds it; says what was done. A link is renamed itself: its target is another
+    store's, which is not asked for it again (amygdala.tiers). One that leads nowhere is removed.
+    """
+    aside = path.with_name(path.name + ".damaged")
+    try:
+        if path.is_symlink() and not path.exists():
+            path.unlink()
+            return "it is gone"
+        os.replace(path, aside)
+    except FileNotFoundError:
+        return "it is gone"
+    except OSError as error:
+        return f"it could not be set aside ({error.strerror}): delete it"
+    return f"it was set aside as {aside.name}"
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hex sha256 of the file's bytes."""
     with open(path, "rb") as file:
@@ -122,12 +139,23 @@ def content_identity(paths: list[Path], root: Path, memo: Path) -> str:
     stamp = _stamp(paths)
     known = recall(memo)
     if isinstance(known, dict) and known.get("files") == stamp and isinstance(known.get("identity"), str):
-        return known["identity"]
+        identity = known["identity"]
+        if known.get("sum") == _sum_of(stamp, identity):
+            return identity
     if len(paths) == 1 and paths[0] == root:
         identity = f"sha256:{sha256_file(root)}"
     else:
-        sums = [(str(path.relative_to(root)), sha256_file(path)) for path in paths]
-        identity = f"sha256:{hashlib.sha256(json.dumps(sums).encode()).hexdigest()}"
+        identity = identity_of_sums({str(path.relative_to(root)): sha256_file(path) for path in paths})
     if all(time.time() - mtime / 1e9 > SETTLED_S for _, _, mtime, _ in stamp):
-        remember(memo, {"files": stamp, "identity": identity})
+        remember(memo, {"files": stamp, "identity": identity, "sum": _sum_of(stamp, identity)})
     return identity
+
+
+def identity_of_sums(sums: Mapping[str, str]) -> str:
+    """`sha256:…` of several files, from {name: hex sha256} in order."""
+    return f"sha256:{hashlib.sha256(json.dumps(list(sums.items())).encode()).hexdigest()}"
+
+
+def _sum_of(stamp: list[list[Any]], identity: str) -> str:
+    """A memo's own checksum: a wrong identity would give every key another name."""
+    return hashlib.sha256(json.dumps([stamp, identity]).encode()).hexdigest()

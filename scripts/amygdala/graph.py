@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, BinaryIO
 
 from amygdala.errors import UserError, shown
 from amygdala.keys import text_digest
-from amygdala.stamps import LAST_LINE
+from amygdala.stamps import LAST_LINE, last_line
 from amygdala.tags import split_tags
 
 
@@ -102,18 +103,26 @@ def snapshot_line(node: Node) -> bytes:
 
 def _node_of(line: bytes) -> Node:
     record = json.loads(line)
-    return Node(record["origin"], record["key"], record["text"], record["scores"], record.get("time"), record.get("scenario"))
+    node = Node(record["origin"], record["key"], record["text"], record["scores"], record.get("time"), record.get("scenario"))
+    if record["digest"] != node.digest:
+        raise ValueError("its text has another digest")
+    return node
 
 
 def read_snapshot(path: str | Path) -> Iterator[Node]:
-    """The nodes of a stored snapshot, one at a time. UserError where it is damaged."""
+    """The nodes of a stored snapshot, one at a time. UserError where it is damaged; that its checksum does not fit is told
+    after the last node.
+    """
+    content = hashlib.sha256()
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if line.startswith(LAST_LINE):
-                break
             try:
+                if line.startswith(LAST_LINE):
+                    last_line(line, content)
+                    break
+                content.update(line)
                 yield _node_of(line)
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 problem = f"{path}:{number}: damaged ({type(error).__name__})"
                 raise UserError(f"{problem}: delete the file; snakemake rebuilds it") from None
 

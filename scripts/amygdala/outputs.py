@@ -25,6 +25,7 @@ def leave_stored_files_alone() -> None:
     from snakemake.dag import DAG
     from snakemake.jobs import Job
     from snakemake.persistence import FileBackupMixin
+    from snakemake.workflow import Workflow
 
     # A copy is made of each before the job, and after a failed one it is written over the file, in place, while others read, or
     # through a link into a store that is only read.
@@ -33,6 +34,12 @@ def leave_stored_files_alone() -> None:
     Job.check_protected_output = _not_protected
     # It could not be touched either. Nothing here depends on times.
     DAG.check_and_touch_output = _without_times(DAG.check_and_touch_output)
+    # profiles/default drops the records of jobs. Nothing goes by them, and nobody needs to hear that they are missing.
+    Workflow.log_missing_metadata_info = _say_nothing
+
+
+def _say_nothing(workflow: Any) -> None:
+    return None
 
 
 def _no_copy(persistence: Any, path: Path) -> None:

@@ -43,3 +43,16 @@ class Progress:
             f"{self.done_texts} of {self.texts} texts ({100 * share:.0f} % of the characters), {self.done_tokens} tokens, "
             f"{rate:.0f} tokens/s, {duration(elapsed_s)} so far, about {duration(left)} left"
         )
+
+
+class Ticker:
+    """Says a line at most every `every_s` seconds."""
+
+    def __init__(self, say: Callable[[str], None], every_s: float = 5.0) -> None:
+        self.say, self.every_s, self.last = say, every_s, time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        now = time.monotonic()
+        if now - self.last >= self.every_s:
+            self.last = now
+            self.say(line)

@@ -35,9 +35,13 @@ class Recipes(dict[str, Recipe]):
     def sheet(self) -> Sheet:
         return Sheet(dict(self), {digest: code_modules(entry) for digest, entry in self.entries.items()})
 
+    def path(self, folder: str | Path) -> Path:
+        """Where `save` leaves them: the name covers all keys."""
+        return Path(folder) / f"recipes.{key(sorted(self))}.json"
+
     def save(self, folder: str | Path) -> str:
-        """Leave the recipes for jobs, as a memo whose name covers them all; returns its path."""
-        path = Path(folder) / f"recipes.{key(sorted(self))}.json"
+        """Leave the recipes for jobs, as a memo; returns its path."""
+        path = self.path(folder)
         if not path.exists():
             sheet = self.sheet()
             remember(path, {"recipes": sheet.recipes, "code": sheet.code}, indent=None)

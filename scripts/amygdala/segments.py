@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from amygdala.errors import UserError, kept
+from amygdala.files import set_aside
 from amygdala.keys import key
 from amygdala.stamps import MADE_FROM
 from amygdala.tensors import write_tensors
@@ -168,23 +169,6 @@ def _sum(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> int:
     for name in sorted(tensors):
         crc = zlib.crc32(np.ascontiguousarray(tensors[name]).tobytes(), zlib.crc32(name.encode(), crc))
     return crc
-
-
-def set_aside(path: Path) -> str:
-    """Rename a damaged file so that nothing finds it; says what was done. A link is renamed itself: its target is another
-    store's, which is not asked for it again (amygdala.tiers). One that leads nowhere is removed.
-    """
-    aside = path.with_name(path.name + ".damaged")
-    try:
-        if path.is_symlink() and not path.exists():
-            path.unlink()
-            return "it is gone"
-        os.replace(path, aside)
-    except FileNotFoundError:
-        return "it is gone"
-    except OSError as error:
-        return f"it could not be set aside ({error.strerror}): delete it"
-    return f"it was set aside as {aside.name}"
 
 
 def _remove(index: Path) -> None:

@@ -20,7 +20,6 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,22 +69,23 @@ def _named(value: Any) -> set[str]:
     return set().union(*map(_named, items))
 
 
-_sheet: ContextVar[Sheet | None] = ContextVar("sheet", default=None)
+# One a process, not a ContextVar: a capture writes its segments in a thread of its own, which has another context.
+_in_use: list[Sheet | None] = [None]
 
 
 @contextlib.contextmanager
 def using(sheet: Sheet | None) -> Iterator[None]:
     """Files written inside get what the sheet knows of them."""
-    token = _sheet.set(sheet)
+    _in_use.append(sheet)
     try:
         yield
     finally:
-        _sheet.reset(token)
+        _in_use.pop()
 
 
 def made_from(path: str | Path) -> Made | None:
     """Sheet.made_from of the sheet in use."""
-    sheet = _sheet.get()
+    sheet = _in_use[-1]
     return None if sheet is None else sheet.made_from(path)
 
 
@@ -138,6 +138,23 @@ class StampError(ValueError):
     """A file whose checksum does not fit what it holds."""
 
 
+def last_line(line: bytes, content: Any) -> Made:
+    """What the last line of a JSON Lines file says that it is made from; content: a hashlib object that has taken in all lines
+    before. StampError where they do not fit.
+    """
+    return _fitting(line.strip().removeprefix(LAST_LINE).removesuffix(b"}"), content)
+
+
+def _fitting(told: bytes, content: Any) -> Made:
+    try:
+        made = json.loads(told)
+        if made["sha256"] == checksum(content, made):
+            return dict(made)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise StampError("its checksum does not fit")
+
+
 def split(suffix: str, data: bytes) -> tuple[bytes, Made | None]:
     """The reverse of `sealed`: (content, what it is made from if it says so). StampError where they do not fit."""
     start = data.rstrip(b"\n").rfind(b"\n") + 1
@@ -145,15 +162,8 @@ def split(suffix: str, data: bytes) -> tuple[bytes, Made | None]:
     begins, ends = (COMMENT, b" -->") if suffix in COMMENTED else (LAST_LINE if suffix in LINED else MEMBER, b"}")
     if not line.startswith(begins) or not line.endswith(ends):
         return data, None
-    told = line.removeprefix(begins).removesuffix(ends)
-    try:
-        made = json.loads(told)
-        fits = made["sha256"] == checksum(data[:start], made)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        fits = False
-    if not fits:
-        raise StampError("its checksum does not fit")
     body = data[:start]
+    made = _fitting(line.removeprefix(begins).removesuffix(ends), body)
     if suffix == ".json":
         body = body.rstrip().removesuffix(b",") + b"}"
     return body, made

@@ -25,13 +25,13 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], facts: Mapping[
     told = dict(facts)
     made = made_from(path)
     if made is not None:
-        told[MADE_FROM] = {**made, "sha256": checksum(_total(tensors, facts), made)}
+        told[MADE_FROM] = {**made, "sha256": checksum(total_of(tensors, facts), made)}
     data = save(dict(tensors), {"facts": json.dumps(told, sort_keys=True)})
     with whole(path) as temporary:
         temporary.write_bytes(data)
 
 
-def _total(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Any:
+def total_of(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Any:
     """A hash that has taken in tensors and facts."""
     total = hashlib.sha256(canonical(facts))
     for name in sorted(tensors):
@@ -50,7 +50,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
         facts = json.loads(file.metadata()["facts"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     made = facts.pop(MADE_FROM, None)
-    if made is not None and checksum(_total(tensors, facts), made) != made.get("sha256"):
+    if made is not None and checksum(total_of(tensors, facts), made) != made.get("sha256"):
         raise StampError("its checksum does not fit")
     return tensors, facts, made
 
