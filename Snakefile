@@ -18,6 +18,8 @@ report: "report/workflow.rst"
 
 include: "rules/common.smk"
 include: "rules/refresh.smk"
+include: "rules/releases.smk"
+include: "rules/stats.smk"
 
 
 if build is not None:
@@ -52,13 +54,39 @@ if build is not None:
 
         include: "rules/unswept.smk"
 
+else:
+
+    include: "rules/refused.smk"
+
+    if pinned is not None:
+
+        include: "rules/pinned.smk"
+
+        localrules:
+            readout,
+
 
 localrules:
     all,
     refresh,
+    releases,
+    stats,
 
 
 rule all:
     default_target: True
     input:
         get_final_output(),
+
+
+# The ledger of hits and of what is made. (A run with nothing to do calls none of these: RunRecord.leave is for it.)
+onstart:
+    run_record.begin()
+
+
+onsuccess:
+    run_record.end("done")
+
+
+onerror:
+    run_record.end("failed")

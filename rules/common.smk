@@ -1,3 +1,4 @@
+import atexit
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -5,10 +6,13 @@ from snakemake.logging import logger
 
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
+from amygdala.behind import LAYERED, STAGES
 from amygdala.build import Build, check
 from amygdala.errors import UserError
 from amygdala.keys import key
 from amygdala.plan import warnings_of
+from amygdala.recording import RunRecord
+from amygdala.releases import resolve
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
 
@@ -20,20 +24,36 @@ def tell(line):
 
 # Fetching needs no build: the graph may not be there yet, or not to be built from. What else was asked for would be planned from
 # the old snapshot. (Targets are known to the command line alone while rules are read; a job names its target with a colon behind.)
-is_refresh = any(word.rstrip(":") == "refresh" for word in sys.argv[1:])
+asked = {word.rstrip(":") for word in sys.argv[1:]}
+only_looks = bool(asked & {"releases", "stats"})  # at the store: these need neither graph nor model
+settings = {}
 build = None
+pinned = None  # the stored release that `release:` names
+no_build = "run `refresh` alone, then build: other targets would be planned from the old snapshot"
 try:
-    if is_refresh:
-        check(config, Path(workflow.basedir), workflow.configfiles)
-    else:
+    if "refresh" in asked or config["release"] is not None:
+        settings = check(config, Path(workflow.basedir), workflow.configfiles)
+    if "refresh" not in asked and settings.get("release") is not None:
+        pinned = resolve(Path(settings["store"]).expanduser(), settings["release"])
+        no_build = f"release: {pinned.key} is set, which `readout` shows under results; other targets need `release: null`"
+    elif "refresh" not in asked:
         build = Build(config, Path(workflow.basedir), workflow.configfiles, tell)
+        settings = build.config
 except UserError as error:
-    raise WorkflowError(str(error)) from None
+    no_build = str(error)
+    if not only_looks:
+        raise WorkflowError(no_build) from None
+    settings = check(config, Path(workflow.basedir), workflow.configfiles)
 
 
 if build is not None and workflow.is_main_process:
     for line in warnings_of(build.plan, build.rules):
         logger.warning(f"warning: {line}")
+
+
+run_record = RunRecord(workflow, build)
+if build is not None and workflow.is_main_process:
+    atexit.register(run_record.leave)
 
 
 wildcard_constraints:
@@ -46,15 +66,34 @@ def get_unswept(wildcards):
 
 
 def get_final_output():
+    if pinned is not None:
+        return [get_pinned_marker(), *get_pinned_results()]
     return get_published("readout") if build is not None and build.layers else get_nothing
 
 
 def get_nothing(wildcards):
-    if build is not None:
-        raise WorkflowError(build.unswept)
-    raise WorkflowError(
-        "run `refresh` alone, then build: other targets would be planned from the old snapshot"
-    )
+    raise WorkflowError(no_build if build is None else build.unswept)
+
+
+def get_refused():
+    """The targets that need a build, where there is none."""
+    names = [*STAGES, *LAYERED, "changes", "selection"]
+    if pinned is not None:
+        names.remove("readout")
+        names += [f"emotion_{emotion}" for emotion in pinned.manifest["concepts"]]
+        names += [f"layer_{layer}" for layer in pinned.manifest["layers"]]
+    return names
+
+
+def get_pinned_marker():
+    return f"{Path(settings['results']).expanduser()}/.current/readout.{pinned.key}"
+
+
+def get_pinned_results():
+    """Where the stored files of the pinned release are shown, in the order of its files."""
+    results = Path(settings["results"]).expanduser()
+    folders = {"vectors.safetensors": "readout/", "manifest.json": "readout/"}
+    return [f"{results}/{folders.get(name, '')}{name}" for name in pinned.files]
 
 
 def get_recipes(wildcards):
@@ -431,6 +470,16 @@ def get_counts(wildcards):
     return {
         emotion: build.plan.emotions[emotion]["counts"]
         for emotion in get_release(wildcards).emotions
+    }
+
+
+def get_origin(wildcards):
+    """What a release's manifest says for whoever makes it again, beside the settings."""
+    chosen = get_release(wildcards)
+    return {
+        "vectors": {emotion: build.vector_keys[emotion] for emotion in chosen.emotions},
+        "code": build.readout_code(chosen),
+        "reproduce": build.reproducing(),
     }
 
 
