@@ -25,7 +25,7 @@ def facts_of(store: Path, results: Path) -> list[dict[str, Any]]:
     before: Release | None = None
     for release in list_releases(store, results):
         manifest = release.manifest
-        published = [one["time"] for one in history if one["key"] == release.key and "time" in one]
+        published = [one["time"] for one in history if one["key"] == release.key]
         try:
             changed = [] if before is None else difference(store, before, release)
         except (TypeError, KeyError):
@@ -48,8 +48,8 @@ def facts_of(store: Path, results: Path) -> list[dict[str, Any]]:
 
 
 def _head(one: Mapping[str, Any]) -> str:
-    made = time.strftime("%Y-%m-%d %H:%M", time.localtime((one["published"] or [one["made"]])[0]))
-    layers = ", ".join(map(str, one["layers"]))
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["made"]))
+    layers = " ".join(map(str, one["layers"]))
     nodes = (one["snapshot"] or {}).get("nodes", "?")
     where = "" if one["published"] else "; not published here"
     whole = f"; not whole, {shown(one['missing'][0])[1:-1]} is gone" if one["missing"] else ""

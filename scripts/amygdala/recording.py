@@ -158,6 +158,11 @@ class RunRecord:
     def folder(self) -> Path:
         return Path(self.build.store) / "ledger"
 
+    @property
+    def _forced(self) -> bool:
+        """Whether files that are there may be made again. (Else an inode tells nothing: Snakemake copies what it updates.)"""
+        return bool(self.workflow.dag_settings.forceall or self.workflow.dag_settings.forcerun)
+
     def _make(self) -> bool:
         """Look at all files behind the run's targets; whether there are any."""
         dag = self.workflow.dag
@@ -194,7 +199,7 @@ class RunRecord:
         if path is None:
             return
         with contextlib.suppress(OSError, UserError):
-            again = [name for name, before in self._before.items() if _identity(name) not in (before, None)]
+            again = [name for name, before in self._before.items() if self._forced and _identity(name) not in (before, None)]
             found = outcome(self.build.store, self._record, path.stat().st_mtime_ns, again)
             record = ledger.completed({**self._record, "ended": time.time()}, found, status)
             _take_back(record, {name: self._before[name][2] for name in again}, self.build.store)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ HISTORY_KEPT = 1000  # publications that a results folder remembers
 
 @dataclass(frozen=True)
 class Release:
-    """A release in the store. recipe: that of its key; files: {name under results: stored file}; made: time of its manifest
-    file, in seconds."""
+    """A release in the store. recipe: that of its key; files: {name under results: stored file}; made: when, in seconds."""
 
     key: str
     manifest: Mapping[str, Any]
@@ -102,7 +101,11 @@ def read_history(results: str | Path) -> list[dict[str, Any]]:
     found = recall(history_path(results))
     if not isinstance(found, list):
         return []
-    return [one for one in found if isinstance(one, dict) and isinstance(one.get("key"), str)]
+    return [
+        one
+        for one in found
+        if isinstance(one, dict) and isinstance(one.get("key"), str) and isinstance(one.get("time"), int | float)
+    ]
 
 
 def history_path(results: str | Path) -> Path:
@@ -116,12 +119,15 @@ def current_of(results: str | Path) -> str | None:
 
 
 def list_releases(store: str | Path, results: str | Path) -> list[Release]:
-    """All releases, by the time of their first publication here, else that of their file; the newest last."""
+    """All releases by when they were made, the newest last. Published here before the time of its file, a release is as old as
+    that: files of a store that was copied are younger than what they hold.
+    """
     published: dict[str, float] = {}
     for one in read_history(results):
-        published.setdefault(one["key"], float(one.get("time", 0)))
-    found = [release for release in (read_release(store, key) for key in stored_keys(store)) if release is not None]
-    return sorted(found, key=lambda release: (min(published.get(release.key, release.made), release.made), release.key))
+        published.setdefault(one["key"], one["time"])
+    releases = [release for release in (read_release(store, key) for key in stored_keys(store)) if release is not None]
+    found = [replace(one, made=min(one.made, published.get(one.key, one.made))) for one in releases]
+    return sorted(found, key=lambda release: (release.made, release.key))
 
 
 # What changed
@@ -172,9 +178,10 @@ def _layer_changes(old: Sequence[int], new: Sequence[int]) -> Iterator[str]:
 
 
 def _differing(what: str, old: Any, new: Any) -> Iterator[str]:
-    before, after = (value if isinstance(value, dict) else {} for value in (old, new))
-    if names := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
-        yield f"{what}: {listed(names)}"
+    if not isinstance(old, dict) or not isinstance(new, dict):  # the older one does not tell
+        return
+    if names := sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
+        yield f"{what}: {', '.join(shown(name)[1:-1] for name in names)}"
 
 
 def _installed(old: Any, new: Any) -> Iterator[str]:
@@ -188,7 +195,8 @@ def difference(store: str | Path, old: Release, new: Release) -> list[str]:
     """What changed from one release to the next, in words. TypeError, KeyError where a manifest is not of this form."""
     before, after = old.manifest, new.manifest
     found = [*_vector_changes(old, new), *_layer_changes(old.recipe["layers"], new.recipe["layers"])]
-    if not found:
+    same = not found
+    if same:
         found = ["the same vectors"]
     if before["snapshot"]["key"] != after["snapshot"]["key"]:
         counts = node_counts(store, old, new)
@@ -197,6 +205,6 @@ def difference(store: str | Path, old: Release, new: Release) -> list[str]:
     found += [f"setting {line}" for line in setting_changes(before, after)]
     found += _differing("code of", before.get("code"), after.get("code"))
     found += _installed(before.get("installed"), after.get("installed"))
-    if old.recipe["quality"] != new.recipe["quality"]:
-        found.append("quality figures")
+    if same and old.recipe["quality"] != new.recipe["quality"]:
+        found.append("other quality figures")
     return found
