@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections import Counter
@@ -326,3 +327,23 @@ def test_the_manifest_says_what_making_it_again_takes(built: Project) -> None:
     assert str(built.folder) not in json.dumps(manifest) and "graph.jsonl" not in json.dumps(manifest)
     for key in manifest["keys"]["vectors"].values():
         assert re.fullmatch(r"[0-9a-f]{16}", key)
+
+
+@pytest.mark.end_to_end
+def test_the_commands_of_the_page_plan(project: Project) -> None:
+    page = (tiny.REPOSITORY / "docs/build.md").read_text().partition("## Releases\n")[2]
+    sections = "".join(re.split(r"^## ", page, flags=re.MULTILINE)[:1]) + page.partition("## What the store saved\n")[2]
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", sections, re.DOTALL) for line in block.splitlines()]
+    key = listed(project)[1][0]["key"]
+    (project.folder / "release.json").write_text("{}")
+    planned = []
+    for command in commands:
+        words = [word for word in shlex.split(command) if word not in ("--cores", "1", "all")]
+        words = [
+            {"graph=my-graph.jsonl": "graph=graph.jsonl", "model=my-model": "model=model"}.get(word, word) for word in words
+        ]
+        words = [re.sub(r'release="\w+"', f'release="{key}"', word) for word in words]
+        if words[0] == "snakemake":
+            planned.append(project.run("--dry-run", *words[1:]).ok().jobs)
+    assert [len(jobs) for jobs in planned] == [1, 1, 0, 1]
+    assert planned[1] == Counter([f"Publish release {key}"])
