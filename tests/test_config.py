@@ -320,6 +320,9 @@ WRONG: list[tuple[str, str, str]] = [
     ("ablation", "[]", r"\[\] is not of type 'object'"),
     ("unseen", "texts.jsonl", "'texts.jsonl' is not of type 'array'; expected a list of sources with names"),
     ("report_texts", "-1", "-1 is less than the minimum of 0"),
+    ("release", "1234", r"1234 is not of type 'string', 'null'; expected .* in quotes where it reads as a number"),
+    ("release", "abc", r"'abc' does not match .*; expected null, or a release's key or 4 and more"),
+    ("release", "../../x", "does not match"),
 ]
 
 
