@@ -17,6 +17,7 @@ import pytest
 import publish
 import releases as script
 import tiny
+from amygdala.contract import load_readout
 from amygdala.errors import UserError
 from amygdala.files import write_json
 from amygdala.recipes import recipe_key
@@ -245,7 +246,7 @@ def test_back_to_a_stored_release_needs_no_graph_and_no_model(project: Project, 
     assert not project.build("readout").jobs
     assert [one["current"] for one in listed(project)[1]] == [True, False]
 
-    for target in ("emotion_calm", "layer_1", "quality", "compare", "changes"):
+    for target in ("emotion_calm", "layer_1", "changes"):
         refused = project.run(target)
         assert refused.status != 0 and f"release: {found[0]['key']} is set" in refused.text
     use(project, None)
@@ -299,10 +300,12 @@ def test_a_release_is_made_again_from_what_its_manifest_says(project: Project, t
     again.run("--configfile", "release.json", "--config", *given).ok()
     one, two = project.manifest(), again.manifest()
     assert two["keys"] == one["keys"] and two["code"] == one["code"] and two["reproduce"] == one["reproduce"]
-    old, new = shown(project), shown(again)
-    assert old.keys() == new.keys()
-    assert {name for name in old if old[name] != new[name]} == {"manifest.json"}, "which tells what was forwarded"
-    assert {name for name in one if one[name] != two[name]} == {"capture"}
+    assert again.path("results/.current/readout.*").name == project.path("results/.current/readout.*").name
+    assert {name for name in one if one[name] != two[name]} <= {"capture", "vectors_sha256"}
+    folders = [made.folder / "results/readout" for made in (project, again)]
+    old, new = (load_readout(folder / "vectors.safetensors", folder / "manifest.json") for folder in folders)
+    for layer in old.layers:  # their texts went through the model in other batches
+        assert (old.vectors[layer] * new.vectors[layer]).sum(1).min() > 1 - 1e-6
 
 
 def _with_python() -> dict[str, str]:

@@ -161,7 +161,8 @@ class RunRecord:
     @property
     def _forced(self) -> bool:
         """Whether files that are there may be made again. (Else an inode tells nothing: Snakemake copies what it updates.)"""
-        return bool(self.workflow.dag_settings.forceall or self.workflow.dag_settings.forcerun)
+        asked = self.workflow.dag_settings
+        return bool(asked.forceall or asked.forcerun or asked.forcetargets)
 
     def _make(self) -> bool:
         """Look at all files behind the run's targets; whether there are any."""
