@@ -66,6 +66,11 @@ else:
             readout,
 
 
+# Called in the main process alone, when there are jobs to run and they are not only shown. (A second `onstart` would replace it.)
+onstart:
+    prepare_run()
+
+
 localrules:
     all,
     refresh,
@@ -79,11 +84,7 @@ rule all:
         get_final_output(),
 
 
-# The ledger of hits and of what is made. (A run with nothing to do calls none of these: RunRecord.leave is for it.)
-onstart:
-    run_record.begin()
-
-
+# What the run made goes into the ledger. (A run with nothing to do calls no handler: RunRecord.leave is for it.)
 onsuccess:
     run_record.end("done")
 

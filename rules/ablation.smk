@@ -14,7 +14,7 @@ else:
             indices=get_ablation_indices,
             model=get_ablation_model,
         output:
-            build.ablation,
+            update(build.ablation),
         log:
             "logs/ablation.log",
         conda:

@@ -3,7 +3,7 @@ rule capture:
         examples=get_capture_examples,
         model=get_capture_model,
     output:
-        [f"{space}/index/shard_{{shard}}.{{key}}.safetensors" for space in build.spaces],
+        update([f"{space}/index/shard_{{shard}}.{{key}}.safetensors" for space in build.spaces]),
     log:
         "logs/activations/shard_{shard}.{key}.log",
     conda:

@@ -1,4 +1,5 @@
 import atexit
+import logging
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -6,15 +7,20 @@ from snakemake.logging import logger
 
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
+from amygdala import lock
 from amygdala.behind import LAYERED, STAGES
 from amygdala.build import Build, check
-from amygdala.errors import UserError
+from amygdala.errors import UserError, kept
 from amygdala.keys import key
+from amygdala.outputs import check_room, check_writable, leave_stored_files_alone
 from amygdala.plan import warnings_of
 from amygdala.recording import RunRecord
 from amygdala.releases import resolve
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
+from amygdala.tiers import Tiers, take
+
+leave_stored_files_alone()
 
 
 def tell(line):
@@ -31,19 +37,36 @@ build = None
 pinned = None  # the stored release that `release:` names
 no_build = "run `refresh` alone, then build: other targets would be planned from the old snapshot"
 try:
+    if workflow.is_main_process:
+        # A log line that cannot be written is no reason for a traceback.
+        logging.raiseExceptions = False
+        check_room(".snakemake")
     if "refresh" in asked or config["release"] is not None:
         settings = check(config, Path(workflow.basedir), workflow.configfiles)
     if "refresh" not in asked and settings.get("release") is not None:
-        pinned = resolve(Path(settings["store"]).expanduser(), settings["release"])
+        store = str(Path(settings["store"]).expanduser())
+        tiers = Tiers(store, settings["store_read"] if workflow.is_main_process else [])
+        pinned = resolve(store, settings["release"], tiers)
         no_build = f"release: {pinned.key} is set, which `readout` shows under results; other targets need `release: null`"
     elif "refresh" not in asked:
-        build = Build(config, Path(workflow.basedir), workflow.configfiles, tell)
+        build = Build(
+            config,
+            Path(workflow.basedir),
+            workflow.configfiles,
+            tell,
+            share=workflow.is_main_process,
+        )
         settings = build.config
+        if taken := take(build):
+            tell(f"store_read: linked {taken} files")
 except UserError as error:
     no_build = str(error)
-    if not only_looks:
-        raise WorkflowError(no_build) from None
-    settings = check(config, Path(workflow.basedir), workflow.configfiles)
+    try:
+        if not only_looks:
+            raise
+        settings = check(config, Path(workflow.basedir), workflow.configfiles)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 if build is not None and workflow.is_main_process:
@@ -54,6 +77,20 @@ if build is not None and workflow.is_main_process:
 run_record = RunRecord(workflow, build)
 if build is not None and workflow.is_main_process:
     atexit.register(run_record.leave)
+
+
+def prepare_run():
+    """One run a folder; what is to be made can be written. Jobs that are ready are looked for as soon as one ends."""
+    try:
+        lock.take(".snakemake/amygdala.lock", logger.warning)
+        check_writable(path for job in workflow.dag.needrun_jobs() for path in job.output)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+    if workflow.local_exec:
+        # With the limit each look at the ready jobs plans another a second later: after n jobs n looks a second, each at all
+        # inputs of the ready jobs. On one machine there is nothing to submit slowly.
+        workflow.scheduler.job_rate_limiter = None
+    run_record.begin()
 
 
 wildcard_constraints:
@@ -105,6 +142,13 @@ def is_forced():
     return bool(workflow.dag_settings.forceall or workflow.dag_settings.forcerun)
 
 
+def is_stored(path):
+    try:
+        return Path(path).exists()
+    except PermissionError as error:
+        raise WorkflowError(str(kept(path, error.strerror))) from None
+
+
 def unless_stored(outputs, inputs):
     """The inputs of a job, or none where all its outputs exist.
 
@@ -112,7 +156,7 @@ def unless_stored(outputs, inputs):
     Snakemake, because that input is made in the same run, and ancient() covers existing files alone. Only input functions may
     call this: whether jobs are forced is not yet known when the rules are read.
     """
-    if not is_forced() and all(Path(path).exists() for path in outputs):
+    if not is_forced() and all(is_stored(path) for path in outputs):
         return []
     return [ancient(path) for path in inputs]
 
@@ -122,7 +166,7 @@ def emotions_to_make(emotions, outputs_of):
     return [
         emotion
         for emotion in emotions
-        if is_forced() or not all(Path(path).exists() for path in outputs_of(emotion))
+        if is_forced() or not all(is_stored(path) for path in outputs_of(emotion))
     ]
 
 
@@ -443,6 +487,11 @@ def get_release_vectors(wildcards):
     chosen = get_release(wildcards)
     files = [path for emotion in chosen.emotions for path in build.vectors(emotion, chosen.layers)]
     return unless_stored(build.release(chosen), files)
+
+
+def get_release_snapshot(wildcards):
+    """What `changes` compares the next build with. Examples that are stored already would not have it made."""
+    return unless_stored(build.release(get_release(wildcards)), [build.snapshot])
 
 
 def get_release_indices(wildcards):

@@ -34,7 +34,7 @@ for name in ["compare", "sweep"] if build.layers else ["sweep"]:
         input:
             get_comparison_files(name),
         output:
-            build.compared_all(name),
+            update(build.compared_all(name)),
         log:
             f"logs/{name}.log",
         conda:

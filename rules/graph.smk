@@ -2,7 +2,7 @@ rule snapshot:
     input:
         get_graph,
     output:
-        build.snapshot,
+        update(build.snapshot),
     log:
         "logs/snapshot.log",
     conda:

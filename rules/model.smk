@@ -2,7 +2,7 @@ rule make_model_ready:
     input:
         get_model_file,
     output:
-        build.model_ready,
+        update(build.model_ready),
     log:
         f"logs/model.{build.model_key}.log",
     conda:

@@ -35,7 +35,7 @@ rule measure_quality:
         files=get_quality_inputs,
         indices=get_quality_indices,
     output:
-        build.quality,
+        update(build.quality),
     log:
         "logs/quality.log",
     conda:

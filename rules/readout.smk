@@ -1,10 +1,11 @@
 rule merge_readout:
     input:
+        snapshot=get_release_snapshot,
         vectors=get_release_vectors,
         indices=get_release_indices,
     output:
-        vectors=f"{build.store}/releases/{{key}}/vectors.safetensors",
-        manifest=f"{build.store}/releases/{{key}}/manifest.json",
+        vectors=update(f"{build.store}/releases/{{key}}/vectors.safetensors"),
+        manifest=update(f"{build.store}/releases/{{key}}/manifest.json"),
     log:
         "logs/readout/{key}.log",
     conda:
@@ -28,7 +29,7 @@ rule draw_overview:
         manifest=get_overview_manifest,
         quality=get_overview_quality,
     output:
-        build.overview,
+        update(build.overview),
     log:
         "logs/overview.log",
     conda:

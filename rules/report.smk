@@ -5,7 +5,7 @@ rule score_tokens:
         indices=get_token_indices,
         model=get_token_model,
     output:
-        build.token_scores,
+        update(build.token_scores),
     log:
         "logs/tokens.log",
     conda:
@@ -31,7 +31,7 @@ rule draw_report:
         tokens=get_report_tokens,
         heads=get_report_head_files,
     output:
-        build.report,
+        update(build.report),
     log:
         "logs/report.log",
     conda:

@@ -3,7 +3,7 @@ rule store_neutral:
     input:
         get_neutral_source,
     output:
-        build.texts("neutral"),
+        update(build.texts("neutral")),
     log:
         "logs/texts/neutral.log",
     conda:
@@ -23,7 +23,7 @@ rule store_unseen:
     input:
         get_unseen_sources,
     output:
-        build.texts("unseen"),
+        update(build.texts("unseen")),
     log:
         "logs/texts/unseen.log",
     conda:

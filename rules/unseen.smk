@@ -7,8 +7,8 @@ rule score_unseen:
         release=get_unseen_release,
         quality=get_unseen_quality,
     output:
-        figures=build.unseen_report[0],
-        picture=build.unseen_report[1],
+        figures=update(build.unseen_report[0]),
+        picture=update(build.unseen_report[1]),
     log:
         "logs/unseen.log",
     conda:

@@ -7,7 +7,6 @@ rule extract_weights:
         f"logs/weights.{build.weights_key}.log",
     conda:
         "../envs/model.yaml"
-    threads: 32
     params:
         model=vars(build.model),
         settings=build.weights_settings(),

@@ -13,12 +13,12 @@ import numpy as np
 
 from amygdala.batching import Batch, Budget, Texts, Wanted, ahead, batches, shard_texts
 from amygdala.errors import UserError
-from amygdala.files import remember
+from amygdala.files import check_writable, remember
 from amygdala.job import job
 from amygdala.keys import text_digest
 from amygdala.modelinfo import check_model
 from amygdala.progress import Progress
-from amygdala.segments import Held, Rows, held_rows, space_of, write_index, write_segment
+from amygdala.segments import Held, Rows, held_rows, layer_folder, space_of, write_index, write_segment
 from amygdala.tokens import Encoder, check_last_tokens
 
 if TYPE_CHECKING:
@@ -242,6 +242,8 @@ def capture_shard(
     say(f"{len(texts)} unique texts, {len(texts) - missing} in the store, {missing} to forward")
     done = {"texts": 0, "tokens": 0, "seconds": 0.0}
     if groups:
+        for pooling, layer in held:
+            check_writable(layer_folder(spaces[pooling], layer))
         done = run_model(texts, sample, groups, spaces, settings, say, flush_rows)
         held |= look(sorted({pair for wanted, _ in groups for pair in wanted}))
     stats: dict[str, Any] = {"unique_texts": len(texts), "forwarded_texts": done["texts"], "forwarded_tokens": done["tokens"]}

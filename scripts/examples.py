@@ -2,7 +2,6 @@
 from.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -23,7 +22,7 @@ def examples_of(corpus: Corpus, emotion: str, snapshot: BinaryIO) -> list[Exampl
 
     UserError where a text is not the one that the index knows.
     """
-    index, scenarios, groups = corpus.index, corpus.scenarios(), corpus.groups()
+    index, scenarios, groups = corpus.index, corpus.scenarios, corpus.groups
     found = []
     for role in corpus.roles(emotion):
         try:
@@ -42,7 +41,7 @@ def make_examples(corpus: Corpus, emotion: str, snapshot: BinaryIO, output: str 
     """Write the examples of `emotion`; returns their counts {split: {polarity: number}}."""
     examples = examples_of(corpus, emotion, snapshot)
     counts = count_examples(examples)
-    write_json(output, {"emotion": emotion, "counts": counts, "examples": [dataclasses.asdict(e) for e in examples]})
+    write_json(output, {"emotion": emotion, "counts": counts, "examples": [vars(example) for example in examples]})
     return counts
 
 

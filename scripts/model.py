@@ -25,6 +25,8 @@ def install(folder: Path, target: Path) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     folder.chmod(0o777 & ~umask)
+    if target.is_symlink() and not target.exists():  # a store that it was read from went away
+        target.unlink()
     try:
         os.replace(folder, target)
     except OSError:
@@ -52,7 +54,8 @@ def make_ready(model: dict[str, Any], dtype: str, output: Path, say: Callable[[s
                 folder = Path(scratch) / "model"
                 convert_gguf(gguf_file, folder, dtype)
                 install(folder, target)
-    write_json(output, {**model, "dtype": dtype})
+    source = Path(model["source"]).name if model["kind"] == "gguf" else model["source"]  # a shared file names no one's folder
+    write_json(output, {**model, "source": source, "dtype": dtype})
 
 
 if "snakemake" in globals():

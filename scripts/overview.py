@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
+matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
 from amygdala.contract import Readout, load_readout
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 ROW_INCHES = 0.24
-NUMBERS_UP_TO = 60  # rows; more are drawn without a number in each cell
+NUMBERS_UP_TO = 60  # rows; more are drawn without a number in each cell, and each cell as one pixel of an enlarged image
 
 
 def auc_table(quality: dict[str, Any], concepts: list[str], layers: list[int]) -> np.ndarray:
@@ -36,6 +36,7 @@ def draw(readout: Readout, quality: dict[str, Any], output: Path) -> None:
     layer = readout.layers[-1] if quality["best_layer"] is None else quality["best_layer"]
     vectors = readout.vectors[layer][order].astype(np.float64)
     size = max(3.0, ROW_INCHES * len(names))
+    cells = None if len(names) <= NUMBERS_UP_TO else "none"  # else matplotlib samples them to thousands of pixels a side
     with matplotlib.rc_context({"svg.hashsalt": "amygdala", "font.size": 8, "text.parse_math": False}):
         figure, (left, right) = plt.subplots(
             1,
@@ -44,7 +45,7 @@ def draw(readout: Readout, quality: dict[str, Any], output: Path) -> None:
             layout="constrained",
             width_ratios=[max(1.2, 0.5 * len(readout.layers)), size],
         )
-        auc = left.imshow(table[order], vmin=0.0, vmax=1.0, cmap="RdYlGn", aspect="auto")
+        auc = left.imshow(table[order], vmin=0.0, vmax=1.0, cmap="RdYlGn", aspect="auto", interpolation=cells)
         if len(names) <= NUMBERS_UP_TO:
             for row, column in np.ndindex(table.shape):
                 value = table[order][row, column]
@@ -53,14 +54,14 @@ def draw(readout: Readout, quality: dict[str, Any], output: Path) -> None:
         left.set_yticks(range(len(names)), names)
         left.set_xlabel("layer")
         left.set_title("held-out AUC")
-        cosine = right.imshow(vectors @ vectors.T, vmin=-1.0, vmax=1.0, cmap="RdBu_r")
+        cosine = right.imshow(vectors @ vectors.T, vmin=-1.0, vmax=1.0, cmap="RdBu_r", interpolation=cells)
         right.set_xticks(range(len(names)), names, rotation=90)
         right.set_yticks([])
         right.set_title(f"cosine between vectors, layer {layer}")
         figure.colorbar(auc, ax=left, location="left", shrink=0.5)
         figure.colorbar(cosine, ax=right, shrink=0.5)
         picture = io.BytesIO()
-        figure.savefig(picture, format="svg", metadata={"Date": None})
+        figure.canvas.print_svg(picture, metadata={"Date": None})  # savefig would lay out and draw twice
         write_bytes(output, picture.getvalue())
         plt.close(figure)
 

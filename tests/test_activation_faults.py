@@ -21,7 +21,7 @@ from amygdala.batching import Batch
 from amygdala.errors import UserError
 from amygdala.keys import text_digest
 from amygdala.residual import Capture, Captured
-from amygdala.segments import HEADS, RESIDUAL
+from amygdala.segments import HEADS, RESIDUAL, layer_folder
 from captures import DIGESTS, TEXTS, Run, Watch, assert_rows, ids_of, some
 
 Call = Callable[[Capture, Batch], Captured]
@@ -403,3 +403,15 @@ def test_texts_of_other_shards_count_for_how_texts_end(run: Run) -> None:
 def test_mean_pooling_of_texts_that_end_alike(run: Run) -> None:
     texts = {text_digest(text): text for text in (f"Text number {number}." for number in range(4))}
     assert run(texts)["forwarded_texts"] == 4
+
+
+def test_a_layer_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    run: Run, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(some(0))
+    watch.clear()
+    kept = layer_folder(run.space(), 2)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != kept)
+    with pytest.raises(UserError, match=f"cannot write into {kept}: Permission denied"):
+        run(some(0, 1))
+    assert watch.loads == []

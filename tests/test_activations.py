@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import activations
 import tiny
-from amygdala import loading, residual
+from amygdala import fetch, loading, residual
 from amygdala.batching import Texts
 from amygdala.errors import UserError
 from amygdala.keys import text_digest
@@ -251,7 +251,16 @@ def test_model_folder_that_changed_meanwhile(tmp_path: Path, tiny_model: Path) -
     (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.125}))
     with pytest.raises(UserError, match=r"model: .* changed while snakemake was running. Run snakemake again"):
         check_model(model, model["source"], tmp_path / "store")
-    check_model({**model, "kind": "hub"}, "org/name", tmp_path / "store")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_hub_s_model_that_another_machine_made_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+    """The marker in a shared store says that it was fetched, not where."""
+    fetched: list[tuple[str, str]] = []
+    monkeypatch.setattr(fetch, "hub_cached", lambda repository, commit: cached)
+    monkeypatch.setattr(fetch, "hub_download", lambda repository, commit: fetched.append((repository, commit)))
+    check_model({"kind": "hub", "source": "org/name", "identity": "commit:0123"}, "org/name", tmp_path / "store")
+    assert fetched == ([] if cached else [("org/name", "0123")])
 
 
 def test_batches_keep_to_budget_and_cap(run: Run, watch: Watch, tokenizer: Any) -> None:

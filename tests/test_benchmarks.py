@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import json
 import random
 import subprocess
 import sys
@@ -33,7 +35,7 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_these_are_the_benchmarks() -> None:
-    names = ("goemotions", "gpu", "growth", "large_graph", "limit", "peers", "quality")
+    names = ("builds", "goemotions", "gpu", "growth", "large_graph", "limit", "peers", "quality")
     assert [f"{name}.py" for name in names] == PROGRAMS
 
 
@@ -198,3 +200,26 @@ def test_the_goemotions_corpus_is_split_as_the_table_says() -> None:
     training, unseen = goemotions.split(jobs.GOEMOTIONS, 4000, 0)
     assert len(training) == 4000 and 5400 < len(unseen) < 5426 and not training.keys() & unseen.keys()
     assert 20 <= len(goemotions.scored_emotions(training, unseen)) <= 27
+
+
+def test_the_changes_of_the_builds_benchmark(tmp_path: Path) -> None:
+    """`builds` is a module of the tests too, so this one is loaded by its path."""
+    spec = importlib.util.spec_from_file_location("builds_benchmark", FOLDER / "builds.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    nodes = [
+        {"key": "a", "text": "Rain."},
+        {"key": "b", "text": "Sun.\n\ncalm:4 joy:10 awe:10"},
+        {"key": "c", "text": "Ice.\n\njoy:10"},
+    ]
+    for how, text in (
+        (module.lower, "Sun.\n\ncalm:4 joy:5 awe:10"),
+        (module.reword, "Suddenly another morning came. " + nodes[1]["text"]),
+    ):
+        (tmp_path / "graph.jsonl").write_text("".join(json.dumps(node) + "\n" for node in nodes))
+        module.change(tmp_path, how)
+        changed = [json.loads(line) for line in (tmp_path / "graph.jsonl").read_text().splitlines()]
+        assert changed == [nodes[0], {"key": "b", "text": text}, nodes[2]]
+    said = "Job 3: Examples of joy\nJob 4: Vectors of awe, joy\nJob 5: Vectors of calm\n"
+    assert module.made(said) == "3 jobs, vectors of 3 emotions"

@@ -233,6 +233,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("store", "''", "expected path of a folder"),
     ("store", "'a/{b}'", "expected path of a folder .no braces in it."),
     ("graph", "'{b}'", "no braces in paths"),
+    ("store_read", "/data/store", "expected a list of folders"),
+    ("store_read", "[a, a]", "expected a list of folders"),
     ("results", "null", "expected path of a folder"),
     ("results", "''", "expected path of a folder"),
     ("emotions", "[joy]", r"\['joy'\] is not of type 'object'"),

@@ -286,7 +286,7 @@ from amygdala.errors import UserError
 said = []
 retry = {"tries": 3, "first_wait_s": 0.01, "say": said.append}
 try:
-    result = {"result": getattr(fetch, sys.argv[1])(*json.loads(sys.argv[2]), **retry)}
+    result = {"result": getattr(fetch, sys.argv[1])(*json.loads(sys.argv[2]), **(retry if sys.argv[1] != "hub_cached" else {}))}
 except UserError as error:
     result = {"error": str(error)}
 print(json.dumps({**result, "said": said}))
@@ -487,3 +487,12 @@ def test_hub_download_of_what_the_cache_holds_needs_no_hub(tmp_path: Path, hub: 
     first, _ = call(tmp_path, hub.server_port, "hub_download", "org/name", COMMIT)
     again, _ = call(tmp_path, closed_port(), "hub_download", "org/name", COMMIT)
     assert again == first
+
+
+def test_whether_the_cache_holds_a_model_is_known_without_the_hub(tmp_path: Path, hub: Hub) -> None:
+    absent, _ = call(tmp_path, closed_port(), "hub_cached", "org/name", COMMIT)
+    assert (absent["result"], absent["said"]) == (False, [])
+    call(tmp_path, hub.server_port, "hub_commit_and_config", "org/name", COMMIT)  # of all its files config.json alone
+    assert call(tmp_path, closed_port(), "hub_cached", "org/name", COMMIT)[0]["result"] is False
+    call(tmp_path, hub.server_port, "hub_download", "org/name", COMMIT)
+    assert call(tmp_path, closed_port(), "hub_cached", "org/name", COMMIT)[0]["result"] is True

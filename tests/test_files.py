@@ -152,6 +152,29 @@ def test_read_only_folder(tmp_path: Path) -> None:
         tmp_path.chmod(0o755)
 
 
+def keeping(monkeypatch: pytest.MonkeyPatch, kept: Path) -> None:
+    """One path that another user keeps to themselves, also to root, who runs tests in a container."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path != kept)
+
+
+def test_a_folder_of_the_store_that_its_owner_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.check_readable(tmp_path / "absent")
+    for name in ("examples", "vectors"):
+        (tmp_path / name).mkdir()
+    files.check_readable(tmp_path)
+    for kept in (tmp_path, tmp_path / "vectors"):
+        keeping(monkeypatch, kept)
+        with pytest.raises(UserError, match=f"store: {kept}: Permission denied. Ask its owner .*docs/sharing.md"):
+            files.check_readable(tmp_path)
+
+
+def test_a_folder_that_files_cannot_be_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeping(monkeypatch, tmp_path)
+    files.check_writable(tmp_path / "absent")
+    with pytest.raises(UserError, match=f"cannot write into {tmp_path}: Permission denied. Ask its owner"):
+        files.check_writable(tmp_path)
+
+
 def test_other_errors_of_the_system_pass_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", raising(errno.EIO))
     with pytest.raises(OSError, match="Input/output error") as caught:

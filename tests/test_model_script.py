@@ -25,11 +25,11 @@ from model import install, make_ready
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INNER = 32, 2, 4, 2, 8, 64
 
 
-@pytest.fixture
-def umask() -> Iterator[None]:
-    """A umask of 027 for the test."""
-    before = os.umask(0o027)
-    yield
+@pytest.fixture(params=[0o002, 0o027, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A umask for the test."""
+    before = os.umask(request.param)
+    yield request.param
     os.umask(before)
 
 
@@ -48,19 +48,34 @@ def finished(folder: Path, text: str = "mine") -> Path:
 # install
 
 
-def test_install_moves_and_sets_modes_by_umask(tmp_path: Path, umask: None) -> None:
+def test_install_moves_and_sets_modes_by_umask(tmp_path: Path, umask: int) -> None:
     folder, target = finished(tmp_path / "scratch"), tmp_path / "target"
     install(folder, target)
     assert not folder.exists()
-    assert modes(target) == {"target": 0o750, "config.json": 0o640, "model.safetensors": 0o640}
+    file, directory = 0o666 & ~umask, 0o777 & ~umask
+    assert modes(target) == {"target": directory, "config.json": file, "model.safetensors": file}
     assert (target / "config.json").read_text(encoding="utf-8") == "mine"
-    assert os.umask(0o027) == 0o027  # the process's own is as before
+    assert os.umask(umask) == umask  # the process's own is as before
 
 
 def test_install_where_another_run_finished_first(tmp_path: Path) -> None:
     target = finished(tmp_path / "target", "theirs")
     install(finished(tmp_path / "scratch"), target)
     assert {path.read_text(encoding="utf-8") for path in target.iterdir()} == {"theirs"}
+
+
+def test_install_where_a_link_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "target").symlink_to(tmp_path / "gone")
+    install(finished(tmp_path / "scratch"), tmp_path / "target")
+    assert (tmp_path / "target" / "config.json").is_file()
+    assert not (tmp_path / "target").is_symlink()
+
+
+def test_install_where_a_link_leads_to_another_store(tmp_path: Path) -> None:
+    theirs = finished(tmp_path / "theirs", "theirs")
+    (tmp_path / "target").symlink_to(theirs)
+    install(finished(tmp_path / "scratch"), tmp_path / "target")
+    assert {path.read_text(encoding="utf-8") for path in theirs.iterdir()} == {"theirs"}
 
 
 def test_install_into_an_empty_folder(tmp_path: Path) -> None:
@@ -198,7 +213,14 @@ def test_the_converted_folder_is_a_model_folder(ready: Path, tmp_path: Path) -> 
 
 
 def test_the_marker_says_what_it_is(written: tuple[Path, dict[str, np.ndarray]], ready: Path) -> None:
-    assert json.loads(ready.read_text(encoding="utf-8")) == {**gguf_model(written[0]), "dtype": "fp32"}
+    said = json.loads(ready.read_text(encoding="utf-8"))
+    assert said == {**gguf_model(written[0]), "source": written[0].name, "dtype": "fp32"}
+
+
+def test_no_file_names_a_folder_of_its_maker(written: tuple[Path, dict[str, np.ndarray]], ready: Path) -> None:
+    folders = [str(path).encode() for path in (written[0].parent, ready.parent.parent)]
+    for path in (ready, *ready.with_suffix("").iterdir()):
+        assert not [folder for folder in folders if folder in path.read_bytes()], path
 
 
 def test_nothing_else_lies_beside_a_finished_model(ready: Path) -> None:

@@ -337,11 +337,18 @@ def grow(folder: Path) -> None:
     os.utime(path, ns=(mtime, mtime))
 
 
+def other_bytes_of_the_same_age(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data, stat = path.read_bytes(), path.stat()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
 def add(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
 
 
-@pytest.mark.parametrize("change", [touch_later, grow, add])
+@pytest.mark.parametrize("change", [touch_later, grow, add, other_bytes_of_the_same_age])
 def test_the_memo_is_not_used_after_a_change(tmp_path: Path, hashed: list[str], change: Callable[[Path], None]) -> None:
     folder = settle(make_folder(tmp_path / "model"))
     look(folder, tmp_path)

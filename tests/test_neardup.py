@@ -255,6 +255,15 @@ def test_a_crowd_of_equal_texts_is_one_group() -> None:
     assert groups([["other"], *([words] * 500), ["more"]]) == [0, *([1] * 500), 501]
 
 
+@pytest.mark.parametrize("block", [1, 40, 100])
+def test_pairs_do_not_depend_on_where_blocks_end(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    texts = planted(random.Random(6))
+    whole = groups(texts)
+    assert len(set(whole)) < len(whole)
+    monkeypatch.setattr(neardup, "BLOCK", block)
+    assert groups(texts) == whole
+
+
 def test_texts_shorter_than_a_shingle_are_near_where_they_are_equal() -> None:
     texts = [["a"], ["a", "b"], ["b", "a"], ["a"], ["a", "b"], ["a", "b", "c"], ["b"], ["a", "b", "c"], ["c", "a", "b"]]
     assert groups(texts) == [0, 1, 2, 0, 1, 5, 6, 5, 8]

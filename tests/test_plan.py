@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from amygdala import plan
 from amygdala.exampleset import HELD_OUT, NEGATIVE, POSITIVE, TRAIN
 from amygdala.graph import Node
 from amygdala.plan import held_out_mask
@@ -255,6 +256,16 @@ def test_an_alias_that_reads_the_same_is_mentioned_once() -> None:
 
 
 # The cap
+
+
+def test_of_equal_hashes_at_the_cap_the_first_rows_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = np.random.default_rng(0).integers(0, 20, 400).astype(np.uint64)
+    in_order = sorted(range(len(hashes)), key=lambda row: (hashes[row], row))
+    monkeypatch.setattr(plan, "_salted", lambda of, *salt: hashes[: len(of)])
+    nodes = [node(f"Positive {n}.", joy=9) for n in range(len(hashes))]
+    for cap in (1, 50, 200, 399):
+        corpus = corpus_of(nodes, rules(max_examples_per_emotion=cap))
+        assert corpus._capped(np.arange(len(hashes)), "joy").tolist() == sorted(in_order[:cap])
 
 
 def test_one_more_node_displaces_at_most_one_example_a_side() -> None:

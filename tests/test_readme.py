@@ -19,9 +19,10 @@ COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project:
-    """A folder with the names that the README uses: my-model, my-graph.jsonl, mine.yaml."""
+    """A folder with the names that the README uses: my-model, my-graph.jsonl, mine.yaml, their-store."""
     project = Project(tmp_path_factory.mktemp("readme"))
     (project.folder / "my-model").symlink_to(tiny_model)
+    (project.folder / "their-store").mkdir()
     (project.folder / "my-graph.jsonl").write_text(tiny.SAMPLE.read_text())
     (project.folder / "mine.yaml").write_text("graph: my-graph.jsonl\nemotions:\n  curated: [envy]\n")
     return project

@@ -32,6 +32,7 @@ from amygdala.releases import (
     resolve,
 )
 from amygdala.stamps import Sheet, using
+from amygdala.tiers import Tiers
 from project import Project, Run
 
 EMOTIONS = ["calm", "hope", "joy"]
@@ -131,6 +132,16 @@ def test_a_release_is_found_by_the_beginning_of_its_key(shelf: Shelf) -> None:
         resolve(shelf.store, "nothing")
     with pytest.raises(UserError, match=r"no release in .*releases begins with"):
         resolve(shelf.store / "nowhere", keys[0])
+
+
+def test_a_release_of_another_store_is_linked_whole(shelf: Shelf, tmp_path: Path) -> None:
+    key = shelf.add()
+    other = shelf.add(seed=1)
+    own = tmp_path / "own"
+    found = resolve(own, key[:8], Tiers(str(own), [str(shelf.store)]))
+    assert found.key == key and not found.missing
+    assert all(path.is_symlink() and path.is_relative_to(own) for path in found.files.values())
+    assert not (own / "releases" / other).exists()
 
 
 @pytest.mark.parametrize("name", ["vectors.safetensors", "quality.json", "overview.svg"])
@@ -286,8 +297,8 @@ def _quality_of(project: Project, key: str) -> str:
 
 @pytest.mark.end_to_end
 def test_a_release_is_made_again_from_what_its_manifest_says(project: Project, tmp_path: Path) -> None:
-    """The command of docs/build.md: the manifest's settings, with the graph and the model that it names, in an empty folder."""
-    page = (tiny.REPOSITORY / "docs/build.md").read_text()
+    """The command of docs/releases.md, in an empty folder with the graph and the model that the manifest names."""
+    page = (tiny.REPOSITORY / "docs/releases.md").read_text()
     command = re.search(r"^(python -c .*)$", page, re.MULTILINE)
     assert command
     again = Project(tmp_path / "again")
@@ -334,7 +345,7 @@ def test_the_manifest_says_what_making_it_again_takes(built: Project) -> None:
 
 @pytest.mark.end_to_end
 def test_the_commands_of_the_page_plan(project: Project) -> None:
-    page = (tiny.REPOSITORY / "docs/build.md").read_text().partition("## Releases\n")[2]
+    page = (tiny.REPOSITORY / "docs/releases.md").read_text().partition("## Releases\n")[2]
     sections = "".join(re.split(r"^## ", page, flags=re.MULTILINE)[:1]) + page.partition("## What the store saved\n")[2]
     commands = [line for block in re.findall(r"```sh\n(.*?)```", sections, re.DOTALL) for line in block.splitlines()]
     key = listed(project)[1][0]["key"]

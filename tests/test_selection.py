@@ -399,7 +399,7 @@ def test_scenarios_are_part_of_the_examples_and_not_of_the_training_texts() -> N
     found = [[*member, scenarios.get(member[0], []), []] for member in brute_force(again, chosen, "joy")]
     assert plan.emotions["joy"]["examples"] == canonical_key(found)
     corpus = corpus_of(again, chosen)
-    rows = corpus.scenarios()
+    rows = corpus.scenarios
     assert {corpus.index.hex_digests([row])[0]: names for row, names in rows.items()} == scenarios
     before = plan_of(nodes, chosen)
     assert before.emotions["joy"]["examples"] != plan.emotions["joy"]["examples"]

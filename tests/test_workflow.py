@@ -24,6 +24,7 @@ from amygdala.graph import read_snapshot
 from amygdala.keys import text_digest
 from amygdala.plan import Corpus, Rules, held_out_mask
 from project import Project
+from scenarios import ROWS, expected, kinds, texts_to_forward
 from test_model_script import write_gguf
 
 pytestmark = pytest.mark.end_to_end
@@ -145,6 +146,7 @@ def test_quality_has_every_emotion_and_layer(built: Project) -> None:
 
 def test_a_second_run_does_nothing(project: Project) -> None:
     assert not project.build().jobs
+    assert "metadata" not in project.run("--dry-run").ok().text
 
 
 def test_touching_all_and_losing_metadata_reruns_nothing(project: Project) -> None:
@@ -240,7 +242,10 @@ def test_a_new_layer_is_captured_alone_and_old_vectors_stay(project: Project) ->
     vectors = project.bytes_of("store/vectors/**/*")
     segments = project.bytes_of("store/activations/*/layer_*/*")
     project.configure(target_layers=[0, 1, 2])
+    foretold = texts_to_forward(project)
     done = project.build()
+    assert kinds(done) == expected(ROWS["a layer added"], EMOTIONS, [])
+    assert done.forwarded == foretold == project.manifest()["capture"]["unique_texts"]
     assert {name: data for name, data in project.bytes_of("store/vectors/**/*").items() if name in vectors} == vectors
     new = set(project.bytes_of("store/activations/*/layer_*/*")) - set(segments)
     assert new and all("/layer_000/" in name for name in new)
@@ -345,7 +350,6 @@ def test_killed_halfway_a_rerun_ends_with_the_same_release(built: Project, tmp_p
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not list(project.folder.glob("results/readout/*"))
-    project.run("--unlock").ok()
     done = project.build()
     assert done.forwarded == 0
     assert project.path("results/.current/readout.*").name == built.path("results/.current/readout.*").name
@@ -385,6 +389,7 @@ def test_another_model_and_pooling_by_config(project: Project, tmp_path: Path) -
     second = tiny.make_model(tmp_path / "qwen3", "qwen3", seed=1)
     done = project.build("--config", f"model={second}", "pooling=last", "results=other")
     manifest = json.loads((project.folder / "other/readout/manifest.json").read_text())
+    assert kinds(done) == expected(ROWS["other weights in the model's folder, `.snakemake` deleted"], EMOTIONS, [])
     assert done.forwarded == manifest["capture"]["unique_texts"]
     assert (manifest["hidden_size"], manifest["pooling"]) == (32, "last")
     assert not project.build().jobs, "the first model's release is still there"
@@ -405,6 +410,15 @@ def test_a_hub_model_by_its_commit_from_the_cache(project: Project, tmp_path: Pa
     own = load_readout(*(project.folder / "results/readout" / n for n in ("vectors.safetensors", "manifest.json")))
     for layer in own.layers:
         assert (own.vectors[layer] * hub.vectors[layer]).sum(1).min() > 1 - 1e-6
+    row = ROWS["another commit of a hub model, `.snakemake` deleted"]
+    assert kinds(done) == expected(row, EMOTIONS, []) + Counter(["Model org/tiny"])
+
+    other = commit[::-1]
+    shutil.copytree(tiny_model, tmp_path / "cache" / "models--org--tiny" / "snapshots" / other)
+    shutil.rmtree(project.folder / ".snakemake")
+    foreseen = project.run("--dry-run", "--config", f"model=org/tiny@{other}", "results=hub", **surroundings).ok()
+    assert kinds(foreseen) == kinds(done)
+    assert not project.run("--dry-run", *arguments, **surroundings).ok().jobs
 
 
 def test_a_gguf_file_is_converted_once_and_long_texts_are_cut_and_counted(project: Project) -> None:

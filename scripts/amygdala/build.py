@@ -15,7 +15,7 @@ from typing import Any
 
 from amygdala import config as configuration
 from amygdala.errors import UserError, listed
-from amygdala.files import recall, remember, sha256_file
+from amygdala.files import check_readable, recall, remember, sha256_file
 from amygdala.keys import code, key, version
 from amygdala.methods import METHODS
 from amygdala.modelinfo import Model, describe
@@ -27,13 +27,14 @@ from amygdala.sources import Source, located
 from amygdala.sweeping import NotSweptError, swept_layers
 from amygdala.tags import emotion_name
 from amygdala.textsets import UnseenSet, neutral_texts, unseen_sets
+from amygdala.tiers import Tiers
 
 LIBRARIES = ("torch", "transformers")
 NUMPY_ONLY = ("mean_difference", "paired")  # methods whose vectors no other library's version can change
 FITTING = ("scikit-learn", "scipy")
 # Settings that say where and how to run, not what: no key and no manifest knows them.
 RUN_ONLY = (
-    *("graph", "snapshot", "max_lost_nodes", "store", "results", "model"),
+    *("graph", "snapshot", "max_lost_nodes", "store", "store_read", "results", "model"),
     *("device", "device_map", "batch_tokens", "batch_size", "shards", "emotions_per_job"),
     *("sweep_layers", "key_versions", "neutral", "families", "ablation", "unseen", "report_texts", "release"),
 )
@@ -82,7 +83,11 @@ def batches(emotions: Sequence[str], size: int) -> list[list[str]]:
 
 
 class Build:
-    """Everything that rules ask for. `config` must be complete; UserError for what is wrong with it, the graph or the model."""
+    """Everything that rules ask for. `config` must be complete; UserError for what is wrong with it, the graph or the model.
+
+    share: whether other users' stores are minded: the own one must be readable, `store_read` is looked into (amygdala.tiers).
+    The main process does so; its jobs find the links made.
+    """
 
     def __init__(
         self,
@@ -90,11 +95,15 @@ class Build:
         home: Path,
         config_files: Iterable[str | Path] = (),
         say: Callable[[str], None] | None = None,
+        share: bool = False,
     ) -> None:
         self.config = config = check(config, home, config_files)
         self.store, self.results = (str(Path(config[name]).expanduser()) for name in ("store", "results"))
         base = [Path(), home]
         self.home = home
+        if share:
+            check_readable(Path(self.store))
+        self.tiers = Tiers(self.store, config["store_read"] if share else [])
         self.rules = Rules.of(config)
         self.recipes = Recipes()
         self.current = Snapshot(config, base, self.store)
@@ -160,6 +169,7 @@ class Build:
         shards = self.config["shards"]
         plan_key = key("plan", self.current.key, self.rules.ingredients(), shards, code("amygdala.plan"))
         memo = Path(self.store) / "memo" / f"plan.{plan_key}.json"
+        self.tiers.take([str(memo), self.current.index_path])
         known = recall(memo)
         if isinstance(known, dict) and known.get("sum") == key(known.get("plan")):
             return Plan(**known["plan"])

@@ -4,6 +4,7 @@ emotion's own word, or any single word. A vector may have learned that instead.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ class Features:
         self.positive = np.array([example.polarity == POSITIVE for example in examples], dtype=bool)
         self.numeric = {
             "length": np.array([math.log1p(len(example.text)) for example in examples]),
-            "first_person": np.array([sum(w in FIRST_PERSON for w in each) / max(len(each), 1) for each in words]),
+            "first_person": np.array([sum(map(FIRST_PERSON.__contains__, each)) / max(len(each), 1) for each in words]),
             "own_word": np.array([float(bool(find(each))) for each in words]),
         }
         given = {"source": [example.groups for example in examples], "scenario": [example.scenarios for example in examples]}
@@ -100,7 +101,7 @@ def telling_words(features: Features, examples: Sequence[Example], count: int = 
             counts.update(features.words[index])
         sides[side] = (counts, max(int(chosen.sum()), 1))
     (positives, n), (negatives, m) = sides[POSITIVE], sides[NEGATIVE]
-    ranked = sorted(positives, key=lambda word: (-(positives[word] / n - negatives[word] / m), word))[:count]
+    ranked = heapq.nsmallest(count, positives, key=lambda word: (-(positives[word] / n - negatives[word] / m), word))
     found = []
     for word in ranked:
         at = next(int(i) for i in np.flatnonzero(features.positive) if word in features.words[i])

@@ -19,6 +19,7 @@ from amygdala.files import sha256_file
 TRIES = 4
 FIRST_WAIT_S = 1.0
 PIP_TIMEOUT_S = 1800
+PATTERNS = [f"*{suffix}" for suffix in sorted(modelinfo.CONTENT_SUFFIXES)]  # of a hub model's files
 
 Result = TypeVar("Result")
 
@@ -134,9 +135,20 @@ def hub_download(repository: str, commit: str, **retry: Any) -> str:
     """Weights (safetensors alone), tokenizer and configuration into the Hugging Face cache; its folder."""
     from huggingface_hub import snapshot_download
 
-    patterns = [f"*{suffix}" for suffix in sorted(modelinfo.CONTENT_SUFFIXES)]
     folder = _hub_call(
-        lambda: snapshot_download(repository, revision=commit, allow_patterns=patterns), "fetching", repository, **retry
+        lambda: snapshot_download(repository, revision=commit, allow_patterns=PATTERNS), "fetching", repository, **retry
     )
     modelinfo.weights_of(Path(folder))
     return folder
+
+
+def hub_cached(repository: str, commit: str) -> bool:
+    """Whether this machine's Hugging Face cache holds the model's weights; the network is not asked."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = snapshot_download(repository, revision=commit, allow_patterns=PATTERNS, local_files_only=True)
+        modelinfo.weights_of(Path(folder))
+    except (errors.LocalEntryNotFoundError, UserError):
+        return False
+    return True

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amygdala.errors import UserError
+from amygdala.errors import UserError, kept
 from amygdala.stamps import MADE_FROM, sealed, split
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or a user's share of it
 SETTLED_S = 2.0  # a file younger than this may still change within one tick of its mtime: its memo is not kept
 
 
@@ -35,12 +36,31 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in (*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
             raise UserError(f"cannot write {path}: {os.strerror(error.errno)}. Nothing was left half written.") from None
         raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_readable(store: Path) -> None:
+    """UserError where the store or one of its folders may not be looked into: what lies there would count as missing."""
+    try:
+        folders = [store, *(path for path in store.iterdir() if path.is_dir())]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise kept(f"store: {store}", error.strerror) from None
+    for folder in folders:
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise kept(f"store: {folder}", os.strerror(errno.EACCES))
+
+
+def check_writable(folder: Path) -> None:
+    """UserError where files cannot be added to a folder that is there, for what takes long before it writes."""
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        raise kept(f"cannot write into {folder}", os.strerror(errno.EACCES))
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
@@ -90,12 +110,15 @@ def recall(path: Path) -> Any:
 
 
 def _stamp(paths: list[Path]) -> list[list[Any]]:
+    """[[path, size, mtime, ctime]]: a copy that keeps times (rsync, a container's layer, a store with all times at 1) may put
+    other bytes of the same size and mtime in place, but no program sets the ctime.
+    """
     stats = [(path, path.stat()) for path in paths]
-    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return [[str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for path, stat in stats]
 
 
 def content_identity(paths: list[Path], root: Path, memo: Path) -> str:
-    """`sha256:…` over names (relative to `root`) and bytes of files; remembered in `memo` against path, size and mtime."""
+    """`sha256:…` over names (relative to `root`) and bytes of files; remembered in `memo` against path, size and times."""
     stamp = _stamp(paths)
     known = recall(memo)
     if isinstance(known, dict) and known.get("files") == stamp and isinstance(known.get("identity"), str):
@@ -105,6 +128,6 @@ def content_identity(paths: list[Path], root: Path, memo: Path) -> str:
     else:
         sums = [(str(path.relative_to(root)), sha256_file(path)) for path in paths]
         identity = f"sha256:{hashlib.sha256(json.dumps(sums).encode()).hexdigest()}"
-    if all(time.time() - mtime / 1e9 > SETTLED_S for _, _, mtime in stamp):
+    if all(time.time() - mtime / 1e9 > SETTLED_S for _, _, mtime, _ in stamp):
         remember(memo, {"files": stamp, "identity": identity})
     return identity

@@ -117,13 +117,18 @@ def modules_of(entry: str, scripts: Path = SCRIPTS) -> dict[str, Path]:
         if source is None or module in found or module in NUMBER_FREE:
             continue
         found[module] = source
-        queue.extend(sorted(_imported(_parsed(source))))
+        queue.extend(_imports(source))
     return found
 
 
 @functools.cache
 def _parsed(source: Path) -> ast.Module:
     return ast.parse(source.read_bytes(), filename=str(source))
+
+
+@functools.cache
+def _imports(source: Path) -> list[str]:
+    return sorted(_imported(_parsed(source)))
 
 
 @functools.cache

@@ -190,8 +190,12 @@ def ranked(values: np.ndarray) -> np.ndarray:
     """
     ranks = np.empty(values.shape)
     for column, of_column in zip(values.reshape(len(values), -1).T, ranks.reshape(len(values), -1).T, strict=True):
-        ordered = np.sort(column)
-        of_column[:] = (np.searchsorted(ordered, column) + np.searchsorted(ordered, column, "right") - 1) / 2
+        order = np.argsort(column)
+        ordered = column[order]
+        if (ordered[1:] > ordered[:-1]).all():
+            of_column[order] = np.arange(len(order))
+        else:
+            of_column[:] = (np.searchsorted(ordered, column) + np.searchsorted(ordered, column, "right") - 1) / 2
     return ranks
 
 

@@ -165,7 +165,16 @@ def describe(model: str, base: list[Path], store: Path) -> Model:
 
 
 def check_model(model: Mapping[str, Any], source: str, store: Path) -> None:
-    """UserError where a model folder is no longer what the keys were made from, or a converted one is gone."""
+    """UserError where a model folder is no longer what the keys were made from, or a converted one is gone.
+
+    A hub's model is fetched where this machine lacks it: that it is ready was written into the store by any that shares it.
+    """
+    if model["kind"] == "hub":
+        from amygdala.fetch import hub_cached, hub_download
+
+        commit = model["identity"].removeprefix("commit:")
+        if not hub_cached(model["source"], commit):
+            hub_download(model["source"], commit)
     if model["kind"] == "folder" and describe(model["source"], [Path()], store).identity != model["identity"]:
         raise UserError(f"model: {model['source']} changed while snakemake was running. Run snakemake again")
     if model["kind"] in ("embedded", "gguf") and not Path(source, "config.json").is_file():

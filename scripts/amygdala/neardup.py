@@ -8,7 +8,7 @@ similarity is worked out. (The estimate alone would chain texts on one template,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -188,7 +188,19 @@ class Signer:
         likely = pairs(signed)
         if len(likely) > EXACT_PAIRS:
             return likely[(signed[likely[:, 0]] == signed[likely[:, 1]]).mean(axis=1) >= SIMILAR]
-        return likely[Sets(self._shingles).jaccard(likely) >= SIMILAR] if len(likely) else likely
+        if not len(likely):
+            return likely
+        rows, places = np.unique(likely, return_inverse=True)
+        return likely[Sets(self._shingles_of(rows)).jaccard(places.reshape(likely.shape)) >= SIMILAR]
+
+    def _shingles_of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The blocks with the texts `rows` (ascending) alone."""
+        start = 0
+        for shingles, counts in self._shingles:
+            kept = np.zeros(len(counts), dtype=bool)
+            kept[rows[(rows >= start) & (rows < start + len(counts))] - start] = True
+            yield shingles[np.repeat(kept, counts)], counts[kept]
+            start += len(counts)
 
     def groups(self) -> np.ndarray:
         """int32 [n]: for each text the first row of its group of near duplicates, itself where it has none."""

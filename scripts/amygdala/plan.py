@@ -6,6 +6,7 @@ counts, small at any size of graph; the examples job works its emotions' lists o
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -154,7 +155,10 @@ class Corpus:
         cap = self.rules.max_examples_per_emotion
         if len(rows) > cap:
             order = _salted(self.hashes[rows], self.rules.seed, emotion)
-            rows = rows[np.argsort(order, kind="stable")[:cap]]
+            smallest = np.argpartition(order, cap - 1)[:cap]
+            if np.count_nonzero(order <= order[smallest].max()) > cap:  # equal ones at the border: those that stand first
+                smallest = np.argsort(order, kind="stable")[:cap]
+            rows = rows[smallest]
         return np.sort(rows)
 
     def roles(self, emotion: str) -> list[Role]:
@@ -166,10 +170,12 @@ class Corpus:
                 found.append(Role(int(row), digest, polarity, HELD_OUT if self.held_out[row] else TRAIN))
         return found
 
+    @functools.cached_property
     def scenarios(self) -> dict[int, list[str]]:
         """{row: names} of the texts that belong to scenarios."""
         return _by_row(self.index.scenarios)
 
+    @functools.cached_property
     def groups(self) -> dict[int, list[str]]:
         """{row: where the text is from}"""
         return _by_row(self.index.groups)
@@ -242,8 +248,8 @@ class Corpus:
 def _by_row(postings: Postings) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for name in postings.names:
-        for row in postings[name][0]:
-            found.setdefault(int(row), []).append(name)
+        for row in postings[name][0].tolist():
+            found.setdefault(row, []).append(name)
     return found
 
 
@@ -273,7 +279,7 @@ def make_plan(index: Index, rules: Rules, shards: int, name: str) -> Plan:
     """The plan of a snapshot. `name` (the graph's) is for messages; UserError where no emotion has enough examples."""
     corpus = Corpus(index, rules)
     chosen, left_out, positives = corpus.select()
-    scenarios, groups = corpus.scenarios(), corpus.groups()
+    scenarios, groups = corpus.scenarios, corpus.groups
     emotions: dict[str, dict[str, Any]] = {}
     selection: dict[str, dict[str, Any]] = {}
     forwarded: set[str] = set()

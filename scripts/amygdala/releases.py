@@ -13,6 +13,7 @@ from amygdala.errors import UserError, listed, shown
 from amygdala.files import recall
 from amygdala.recipes import recipe_key
 from amygdala.stamps import KEY, LAST_LINE, Made, StampError, split
+from amygdala.tiers import Tiers
 
 TARGET = "readout"  # the target whose releases these are: the others show a part of one
 VECTORS, MANIFEST, QUALITY, OVERVIEW = PARTS = ("vectors.safetensors", "manifest.json", "quality.json", "overview.svg")
@@ -72,9 +73,14 @@ def stored_keys(store: str | Path) -> list[str]:
         return []
 
 
-def resolve(store: str | Path, asked: str) -> Release:
-    """The whole release whose key is `asked`, or begins so. UserError where there is none, or several, or a file is gone."""
-    fit = [key for key in stored_keys(store) if key.startswith(asked)]
+def resolve(store: str | Path, asked: str, tiers: Tiers | None = None) -> Release:
+    """The whole release whose key is `asked`, or begins so; what the store lacks of it is linked from `tiers`. UserError where
+    there is none, or several, or a file is gone.
+    """
+    known = {key for place in (store, *(tiers.paths if tiers else ())) for key in stored_keys(place)}
+    fit = sorted(key for key in known if key.startswith(asked))
+    if tiers:
+        tiers.take(f"{store}/releases/{key}/{name}" for key in fit for name in (VECTORS, MANIFEST))
     found = [release for release in (read_release(store, key) for key in fit) if release is not None]
     if len(found) > 1:
         raise UserError(f"release: {shown(asked)} begins {listed([one.key for one in found])}: give more of the key")
@@ -88,6 +94,8 @@ def resolve(store: str | Path, asked: str) -> Release:
             f"release: no release in {Path(store, 'releases')} begins with {shown(asked)}; "
             "`snakemake --cores 1 releases --config release=null` lists them"
         )
+    if tiers:
+        tiers.take(map(str, found[0].files.values()))
     if missing := found[0].missing:
         raise UserError(
             f"release: {found[0].key} is not whole, {missing[0]} is gone; set `release: null` and build it again from what its "

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from amygdala.errors import UserError
+from amygdala.errors import UserError, kept
 from amygdala.keys import key
 from amygdala.stamps import MADE_FROM
 from amygdala.tensors import write_tensors
@@ -171,15 +171,28 @@ def _sum(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> int:
 
 
 def set_aside(path: Path) -> str:
-    """Rename a damaged file so that nothing finds it; says what was done."""
+    """Rename a damaged file so that nothing finds it; says what was done. A link is renamed itself: its target is another
+    store's, which is not asked for it again (amygdala.tiers). One that leads nowhere is removed.
+    """
     aside = path.with_name(path.name + ".damaged")
     try:
+        if path.is_symlink() and not path.exists():
+            path.unlink()
+            return "it is gone"
         os.replace(path, aside)
     except FileNotFoundError:
         return "it is gone"
     except OSError as error:
         return f"it could not be set aside ({error.strerror}): delete it"
     return f"it was set aside as {aside.name}"
+
+
+def _remove(index: Path) -> None:
+    """Remove an index that is damaged or names a damaged segment. A link is set aside, else it would be made again."""
+    if index.is_symlink():
+        set_aside(index)
+    with contextlib.suppress(OSError):
+        index.unlink()
 
 
 @dataclass
@@ -212,12 +225,22 @@ def as_keys(digests: Sequence[str]) -> np.ndarray:
     return pack_digests(digests).view(f"S{DIGEST_BYTES}").reshape(len(digests))
 
 
+def _segments_in(folder: Path) -> list[Path]:
+    """Sorted segments of a layer. UserError where they cannot be listed: all their texts would be forwarded once more."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise kept(folder, error.strerror) from None
+
+
 def held_rows(space: str | Path, layer: int, say: Any = lambda line: None) -> Held:
     """Look through a layer's segments. Damaged ones are set aside and named through `say`; their rows count as missing."""
     names: list[str] = []
     layouts: dict[str, dict[str, Any]] = {}
     parts: list[list[np.ndarray]] = []
-    for path in sorted(layer_folder(space, layer).glob("*.safetensors")):
+    for path in _segments_in(layer_folder(space, layer)):
         try:
             mapped = Mapped(path)
             packed, *counts = (np.array(mapped.array(name)) for name in DESCRIBED)
@@ -369,11 +392,9 @@ class Reader:
         done = set_aside(path)
         for index, (_, names) in zip(self._indices, self._tables, strict=True):
             if name in names.get(str(layer), ()):
-                with contextlib.suppress(OSError):
-                    index.unlink()
+                _remove(index)
         raise UserError(f"segment {path} is damaged: {problem}; {done}. Run snakemake again: it computes the lost rows anew")
 
     def _give_up(self, index: Path, problem: str) -> None:
-        with contextlib.suppress(OSError):
-            index.unlink()
+        _remove(index)
         raise UserError(f"{problem}; it was removed. Run snakemake again: it is rebuilt")

@@ -108,7 +108,7 @@ class UnseenSet:
 
 def identity_of(source: Source, memos: Path | None = None) -> list[Any]:
     """What a located source holds now: names and digests of its files, and how they are read. memos: a folder of digests known
-    by path, size and mtime; without it all files are read.
+    by path, size and times; without it all files are read.
     """
     root = Path(source.options["path"])
     files = [root] if source.kind == CONVERSATIONS else files_of(source.kind, root, source.options)
