@@ -312,7 +312,8 @@ def test_a_release_is_made_again_from_what_its_manifest_says(project: Project, t
     one, two = project.manifest(), again.manifest()
     assert two["keys"] == one["keys"] and two["code"] == one["code"] and two["reproduce"] == one["reproduce"]
     assert again.path("results/.current/readout.*").name == project.path("results/.current/readout.*").name
-    assert {name for name in one if one[name] != two[name]} <= {"capture", "vectors_sha256"}
+    assert {name for name in one if one[name] != two[name]} <= {"capture", "vectors_sha256", "made_from"}
+    assert two["made_from"]["recipe"] == one["made_from"]["recipe"]
     folders = [made.folder / "results/readout" for made in (project, again)]
     old, new = (load_readout(folder / "vectors.safetensors", folder / "manifest.json") for folder in folders)
     for layer in old.layers:  # their texts went through the model in other batches
