@@ -18,6 +18,8 @@ report: "report/workflow.rst"
 
 include: "rules/common.smk"
 include: "rules/refresh.smk"
+include: "rules/releases.smk"
+include: "rules/stats.smk"
 
 
 if build is not None:
@@ -60,6 +62,17 @@ if build is not None:
     localrules:
         gc,
 
+else:
+
+    include: "rules/refused.smk"
+
+    if pinned is not None:
+
+        include: "rules/pinned.smk"
+
+        localrules:
+            readout,
+
 
 # Called in the main process alone, when there are jobs to run and they are not only shown. (A second `onstart` would replace it.)
 onstart:
@@ -69,9 +82,20 @@ onstart:
 localrules:
     all,
     refresh,
+    releases,
+    stats,
 
 
 rule all:
     default_target: True
     input:
         get_final_output(),
+
+
+# What the run made goes into the ledger. (A run with nothing to do calls no handler: RunRecord.leave is for it.)
+onsuccess:
+    run_record.end("done")
+
+
+onerror:
+    run_record.end("failed")

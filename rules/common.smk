@@ -1,3 +1,4 @@
+import atexit
 import logging
 import sys
 
@@ -7,17 +8,20 @@ from snakemake.logging import logger
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
 from amygdala import lock
+from amygdala.behind import LAYERED, STAGES
 from amygdala.build import Build, check
 from amygdala.errors import UserError, kept
 from amygdala.inventory import to_repair
 from amygdala.keys import key
 from amygdala.outputs import check_room, check_writable, leave_stored_files_alone
 from amygdala.plan import warnings_of
+from amygdala.recording import RunRecord
+from amygdala.releases import resolve
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
 from amygdala.roots import entry_of, root_id
 from amygdala.roots import save as save_root
-from amygdala.tiers import take
+from amygdala.tiers import Tiers, take
 
 leave_stored_files_alone()
 
@@ -29,16 +33,25 @@ def tell(line):
 
 # Fetching needs no build: the graph may not be there yet, or not to be built from. What else was asked for would be planned from
 # the old snapshot. (Targets are known to the command line alone while rules are read; a job names its target with a colon behind.)
-is_refresh = any(word.rstrip(":") == "refresh" for word in sys.argv[1:])
+asked = {word.rstrip(":") for word in sys.argv[1:]}
+only_looks = bool(asked & {"releases", "stats"})  # at the store: these need neither graph nor model
+settings = {}
 build = None
+pinned = None  # the stored release that `release:` names
+no_build = "run `refresh` alone, then build: other targets would be planned from the old snapshot"
 try:
     if workflow.is_main_process:
         # A log line that cannot be written is no reason for a traceback.
         logging.raiseExceptions = False
         check_room(".snakemake")
-    if is_refresh:
-        check(config, Path(workflow.basedir), workflow.configfiles)
-    else:
+    if "refresh" in asked or config["release"] is not None:
+        settings = check(config, Path(workflow.basedir), workflow.configfiles)
+    if "refresh" not in asked and settings.get("release") is not None:
+        store = str(Path(settings["store"]).expanduser())
+        tiers = Tiers(store, settings["store_read"] if workflow.is_main_process else [])
+        pinned = resolve(store, settings["release"], tiers)
+        no_build = f"release: {pinned.key} is set, which `readout` shows under results; other targets need `release: null`"
+    elif "refresh" not in asked:
         build = Build(
             config,
             Path(workflow.basedir),
@@ -46,15 +59,27 @@ try:
             tell,
             share=workflow.is_main_process,
         )
+        settings = build.config
         if taken := take(build):
             tell(f"store_read: linked {taken} files")
 except UserError as error:
-    raise WorkflowError(str(error)) from None
+    no_build = str(error)
+    try:
+        if not only_looks:
+            raise
+        settings = check(config, Path(workflow.basedir), workflow.configfiles)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 if build is not None and workflow.is_main_process:
     for line in warnings_of(build.plan, build.rules):
         logger.warning(f"warning: {line}")
+
+
+run_record = RunRecord(workflow, build)
+if build is not None and workflow.is_main_process:
+    atexit.register(run_record.leave)
 
 
 def prepare_run():
@@ -68,6 +93,7 @@ def prepare_run():
         # With the limit each look at the ready jobs plans another a second later: after n jobs n looks a second, each at all
         # inputs of the ready jobs. On one machine there is nothing to submit slowly.
         workflow.scheduler.job_rate_limiter = None
+    run_record.begin()
 
 
 wildcard_constraints:
@@ -80,6 +106,8 @@ def get_unswept(wildcards):
 
 
 def get_final_output():
+    if pinned is not None:
+        return [get_pinned_marker(), *get_pinned_results()]
     if build is None or not build.layers:
         return get_nothing
     published = get_published("readout")
@@ -87,11 +115,28 @@ def get_final_output():
 
 
 def get_nothing(wildcards):
-    if build is not None:
-        raise WorkflowError(build.unswept)
-    raise WorkflowError(
-        "run `refresh` alone, then build: other targets would be planned from the old snapshot"
-    )
+    raise WorkflowError(no_build if build is None else build.unswept)
+
+
+def get_refused():
+    """The targets that need a build, where there is none."""
+    names = [*STAGES, *LAYERED, "changes", "selection"]
+    if pinned is not None:
+        names.remove("readout")
+        names += [f"emotion_{emotion}" for emotion in pinned.manifest["concepts"]]
+        names += [f"layer_{layer}" for layer in pinned.manifest["layers"]]
+    return names
+
+
+def get_pinned_marker():
+    return f"{Path(settings['results']).expanduser()}/.current/readout.{pinned.key}"
+
+
+def get_pinned_results():
+    """Where the stored files of the pinned release are shown, in the order of its files."""
+    results = Path(settings["results"]).expanduser()
+    folders = {"vectors.safetensors": "readout/", "manifest.json": "readout/"}
+    return [f"{results}/{folders.get(name, '')}{name}" for name in pinned.files]
 
 
 def get_recipes(wildcards):
@@ -480,6 +525,16 @@ def get_counts(wildcards):
     return {
         emotion: build.plan.emotions[emotion]["counts"]
         for emotion in get_release(wildcards).emotions
+    }
+
+
+def get_origin(wildcards):
+    """What a release's manifest says for whoever makes it again, beside the settings."""
+    chosen = get_release(wildcards)
+    return {
+        "vectors": {emotion: build.vector_keys[emotion] for emotion in chosen.emotions},
+        "code": build.readout_code(chosen),
+        "reproduce": build.reproducing(),
     }
 
 

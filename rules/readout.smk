@@ -15,6 +15,7 @@ rule merge_readout:
         vectors=get_vector_files,
         counts=get_counts,
         facts=build.facts(),
+        origin=get_origin,
         recipes=get_recipes,
     message:
         "Release {wildcards.key}"

@@ -324,6 +324,9 @@ WRONG: list[tuple[str, str, str]] = [
     ("report_texts", "-1", "-1 is less than the minimum of 0"),
     ("gc", "5", "5 is not of type 'object'"),
     ("gc_confirm", "7", "7 is not of type 'string', 'null'; expected what gc printed, or null"),
+    ("release", "1234", r"1234 is not of type 'string', 'null'; expected .* in quotes where it reads as a number"),
+    ("release", "abc", r"'abc' does not match .*; expected null, or a release's key or 4 and more"),
+    ("release", "../../x", "does not match"),
 ]
 
 

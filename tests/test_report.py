@@ -24,7 +24,7 @@ from amygdala.reportfiles import FIGURES, LABELS, PAGE
 from amygdala.reportpage import budget, level
 from amygdala.reporttext import number, short, span, visible
 from pictures import band, cells, curve, named, written
-from releases import ALERT, HOSTILE, NAMES, make_release
+from reportable import ALERT, HOSTILE, NAMES, make_release
 from tiny import REPOSITORY
 
 SVG = "{http://www.w3.org/2000/svg}"

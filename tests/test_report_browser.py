@@ -12,7 +12,7 @@ import pytest
 import report
 from amygdala.reportfiles import FIGURES, PAGE
 from amygdala.reporttext import visible
-from releases import ALERT, HOSTILE, NAMES, make_release
+from reportable import ALERT, HOSTILE, NAMES, make_release
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements.txt")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

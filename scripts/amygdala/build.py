@@ -37,7 +37,7 @@ RUN_ONLY = (
     *("graph", "snapshot", "max_lost_nodes", "store", "store_read", "results", "model"),
     *("device", "device_map", "batch_tokens", "batch_size", "shards", "emotions_per_job"),
     *("sweep_layers", "key_versions", "neutral", "families", "ablation", "unseen", "report_texts"),
-    *("gc", "gc_confirm"),
+    *("release", "gc", "gc_confirm"),
 )
 
 
@@ -374,6 +374,23 @@ class Build:
             "config": settings,
             "keys": {"activations": self.space_key, "quality": self.quality_key},
             "versions": self._versions(*LIBRARIES, "numpy", "scikit-learn"),
+        }
+
+    def readout_code(self, chosen: Selection) -> dict[str, str]:
+        """{stage: digest of its code} of all stages behind a release. (The release's key covers each through other keys.)"""
+        stages = ["snapshot", "activations", "vectors", "readout"]
+        if chosen.target == "readout":
+            stages += ["examples", "heads", "figures", "quality", "overview", "weights"]
+        return {stage: code(stage) for stage in sorted(stages)}
+
+    def reproducing(self) -> dict[str, Any]:
+        """What making a release again takes beside the settings that its key covers, as they are now. No paths, no secrets."""
+        kinds = [{"source": source.kind, "name": source.name} for source in self.current.graph.configured]
+        names = ("families", "key_versions")
+        return {
+            "graph": {"sources": kinds, "identity": self.current.graph.identity},
+            "neutral_texts": self.neutral_key if self.neutral else None,
+            **{name: self.config[name] for name in names},
         }
 
     # Measurements on request: {name: (key, the layers, poolings, methods and shares of `denoise` that are compared)}

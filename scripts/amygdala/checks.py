@@ -100,10 +100,15 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, StampError) else f"unreadable ({type(error).__name__}: {error})"
 
 
+def made_from(path: str | Path) -> Made | None:
+    """What a file of any kind is made from, None where it does not say. DamagedFileError where its checksum does not fit."""
+    return read_arrays(path)[2] if Path(path).suffix == ".safetensors" else read_stamped(path)[1]
+
+
 def check_stored(path: str | Path) -> None:
     """The checksum alone, of a file of any kind. UserError where it does not fit: before a stored file is copied."""
     try:
-        read_arrays(path) if Path(path).suffix == ".safetensors" else read_stamped(path)
+        made_from(path)
     except DamagedFileError as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run snakemake again, it will be rebuilt") from None
 
