@@ -19,7 +19,7 @@ from amygdala.recording import RunRecord
 from amygdala.releases import resolve
 from amygdala.reportfiles import LABELS as REPORT_LABELS
 from amygdala.reportfiles import PAGE
-from amygdala.roots import entry_of, root_id
+from amygdala.roots import entry_of, entry_of_release, root_id
 from amygdala.roots import save as save_root
 from amygdala.tiers import Tiers, take
 
