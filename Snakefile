@@ -16,6 +16,7 @@ if Path("config.yaml").exists():
 report: "report/workflow.rst"
 
 
+include: "rules/start.smk"
 include: "rules/common.smk"
 include: "rules/refresh.smk"
 include: "rules/releases.smk"

@@ -1,3 +1,6 @@
+from amygdala.roots import entry_of_release
+from amygdala.roots import save as save_root
+
 # `release:` names a stored release: it is shown again, and nothing is built.
 # It is a root of the store as long as it is shown (rules/gc.smk).
 if workflow.is_main_process and not workflow.logger_manager.settings.dryrun:

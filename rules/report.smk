@@ -1,3 +1,6 @@
+from amygdala.reportfiles import PAGE
+
+
 rule score_tokens:
     input:
         files=get_token_files,

@@ -3,6 +3,7 @@ for name in [
     *("weights", "vectors", "heads", "quality", "readout", "changes"),
     *("compare", "ablation", "unseen", "report", "verify"),
     *(f"emotion_{emotion}" for emotion in build.emotions),
+    *(f"layer_{layer}" for layer in build.all_layers),
 ]:
 
     rule:

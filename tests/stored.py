@@ -47,7 +47,9 @@ def _write(build: Build, corpus: Corpus, product: Product, path: Path) -> None:
     elif product.stage == "vectors":
         write_vector(path, np.eye(1, 4, dtype=np.float32)[0], {}, digests_of(roles, TRAIN))
     elif product.stage == "activations":
-        digests = sorted({role.digest for emotion in build.emotions for role in corpus.roles(emotion)})
+        elsewhere = build.layers and product.key == build.unseen_index_key
+        roles = [] if elsewhere else [role for emotion in build.emotions for role in corpus.roles(emotion)]
+        digests = [32 * "0"] if elsewhere else sorted({role.digest for role in roles})
         write_tensors(path, {"digests": pack_digests(digests)}, {})
     elif path.name == "manifest.json":
         write_json(path, build.facts())

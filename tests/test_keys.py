@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from amygdala.errors import UserError
 from amygdala.keys import NUMBER_FREE, SCRIPTS, code, code_modules, key, modules_of, text_digest, version
 from tiny import REPOSITORY
 
@@ -325,3 +326,8 @@ def test_no_import_of_ours_is_relative() -> None:
     for source in SCRIPTS.rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
             assert not (isinstance(node, ast.ImportFrom) and node.level), f"{source}:{node.lineno}"
+
+
+def test_a_library_that_is_not_installed_is_named() -> None:
+    with pytest.raises(UserError, match=r"no-such-library is not installed .* key_versions\.pinned\.no-such-library"):
+        version("no-such-library")

@@ -103,7 +103,7 @@ def test_auto_wants_a_sweep_and_then_builds_what_it_chose(project: Project) -> N
     project.configure(target_layers="auto")
     refused = project.run()
     assert refused.status != 0 and "Measure all layers with: snakemake --cores all sweep" in refused.text
-    for target in ("activations", "vectors", "report", "emotion_joy"):
+    for target in ("activations", "vectors", "report", "emotion_joy", "layer_2"):
         assert "Measure all layers with: snakemake --cores all sweep" in project.run(target).text
     forwarded = project.manifest()["capture"]["unique_texts"]
     done = project.build("sweep")

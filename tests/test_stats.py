@@ -7,18 +7,20 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import stats as script
 import tiny
-from amygdala import ledger
+from amygdala import ledger, lock
 from amygdala.files import write_json
-from amygdala.recording import project_of
+from amygdala.recording import RunRecord, project_of
 from project import Project
 
 EMOTIONS = ["calm", "hope", "joy"]
@@ -138,6 +140,56 @@ def test_a_record_is_open_until_its_run_ends(folder: Path) -> None:
     assert sums_of(folder)["runs"]["done"] <= 2
 
 
+class NothingToRun(list[None]):
+    """What a RunRecord looks at of a workflow whose targets are there, and its graph of jobs."""
+
+    def __init__(self, *files: str) -> None:
+        super().__init__()
+        self.dag, self.scheduler, self.dryrun, self.touch = self, self, False, False
+        self.dag_settings = SimpleNamespace(forceall=False, forcerun=[], forcetargets=False)
+        self.targetrules, self.targetjobs, self.targetfiles = [SimpleNamespace(name="snapshot")], [], files
+
+
+BUILD: Any = SimpleNamespace(
+    store="store", results="results", snapshot="store/snapshots/a.jsonl", spaces=[], layers=[], selections={}
+)
+HOLD = "import sys; from amygdala import lock; lock.take(lock.RUN, print); print('held', flush=True); sys.stdin.read()"
+
+
+def test_a_run_with_nothing_to_do_leaves_the_record_of_one_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    going: dict[str, Any] = {"project": project_of("results"), "started": 1.0, "targets": ["sweep"], "kinds": {}}
+    path = ledger.open_record(tmp_path / "store/ledger", {**going, "missing": [], "indices": [], "spaces": []})
+    environment = {**os.environ, "PYTHONPATH": str(tiny.REPOSITORY / "scripts")}
+    command = [sys.executable, "-c", HOLD]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        RunRecord(NothingToRun(), BUILD).leave()
+        assert path.exists()
+        other.communicate()
+    assert sums_of(path.parent, going["project"])["runs"] == {"nothing to do": 1}
+    RunRecord(NothingToRun(), BUILD).leave()
+    assert sums_of(path.parent, going["project"])["runs"] == {"nothing to do": 2, "killed": 1}
+    lock.take(lock.RUN, print)  # it was let go of
+    lock.release(lock.RUN)
+
+
+def test_a_run_that_was_started_elsewhere_is_recorded_in_its_own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "store/snapshots").mkdir(parents=True)
+    (tmp_path / BUILD.snapshot).write_text("1234")
+    (tmp_path / "store/asked").write_text("12")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = RunRecord(NothingToRun("store/asked", "store/asked", BUILD.snapshot, "results/other"), BUILD)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run.leave()
+    assert not names(tmp_path / "elsewhere") and Path.cwd() == tmp_path / "elsewhere"
+    (found,) = ledger.totals(tmp_path / "store/ledger").values()
+    assert over(found["sums"], "hits") == 2 and over(found["sums"], "hit_bytes") == 6
+
+
 def test_sizes_count_links_as_links(tmp_path: Path) -> None:
     store = tmp_path / "store"
     (store / "vectors" / "joy").mkdir(parents=True)
@@ -215,7 +267,10 @@ def test_first_run_no_op_and_a_changed_node(project: Project) -> None:
         there = [data for data in there if kind != "snapshots" or data.startswith(b'{"origin"')]
         assert (counts["made"], counts["made_bytes"]) == (len(there), sum(map(len, there))), kind
 
-    assert not project.run().ok().jobs
+    elsewhere = project.folder / "elsewhere"
+    elsewhere.mkdir()
+    subprocess.run(project.command(), cwd=elsewhere, check=True, capture_output=True)
+    assert not names(elsewhere)
     again = shown(project)["last_run"]
     assert again["status"] == "nothing to do" and over(again, "made") == 0
     assert over(again, "hits") == over(first, "made") - 2, "segments are counted as texts"

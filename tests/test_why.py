@@ -273,6 +273,19 @@ def test_targets_that_are_not_asked_for_or_cannot_be_made(config: dict[str, Any]
     assert {f"{name}: up to date, nothing to build" for name in ("readout", *measured)} <= set(told(config).splitlines())
 
 
+def test_texts_from_elsewhere_are_not_what_the_examples_were(config: dict[str, Any]) -> None:
+    """Both have an index of shard 0; that of the texts from elsewhere is the newer one."""
+    fill(make_build(config), ["unseen"])
+    (shard,) = make_build(config).indices
+    assert Path(shard).exists()
+    for path in Path(shard).parent.iterdir():
+        later = time.time_ns() + 10**10 * (path.name != Path(shard).name)
+        os.utime(path, ns=(later, later))
+    nodes = [*make_nodes(), {"key": "new", "text": f"{text_of(77)}\njoy:9"}]
+    write_graph(Path("graph.jsonl"), nodes)
+    assert reasons(config)["activations shard_0"] == ["1 text added"]
+
+
 def test_emotions_without_a_vector_are_grouped_by_reason(config: dict[str, Any]) -> None:
     nodes = [*make_nodes(), {"key": "one", "text": "A text of its own about nothing that stands elsewhere.\nenvy:9 pride:9"}]
     nodes.append({"key": "two", "text": "Quite another text, which tells of boats and of bread.\nenvy:9"})

@@ -44,6 +44,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from amygdala.errors import UserError
+
 SCRIPTS = Path(__file__).resolve().parent.parent
 NUMBER_FREE = {
     "amygdala",
@@ -152,5 +154,12 @@ PRECISIONS = {"any": 0, "major": 1, "minor": 2, "exact": None}
 
 @functools.cache
 def version(package: str, precision: str = "minor") -> str:
-    """The version of an installed package to a precision of PRECISIONS; "any" tells nothing."""
-    return ".".join(importlib.metadata.version(package).split(".")[: PRECISIONS[precision]]) or "any"
+    """The version of an installed package to a precision of PRECISIONS; "any" tells nothing. UserError where it is not there."""
+    try:
+        installed = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            f"{package} is not installed beside Snakemake, and keys cover its version: install requirements.txt there, or say "
+            f"which version the jobs have: key_versions.pinned.{package}"
+        ) from None
+    return ".".join(installed.split(".")[: PRECISIONS[precision]]) or "any"

@@ -22,6 +22,7 @@ from amygdala.errors import UserError, shown, shown_path
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without flock answer
 HOLDER_BYTES = 1000  # read of what a holder said of itself
+RUN = Path(".snakemake/amygdala.lock")  # what a run with jobs holds, in its folder
 
 _held: dict[Path, int] = {}
 

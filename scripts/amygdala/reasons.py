@@ -189,7 +189,8 @@ class Explainer:
             return Explanation(None, _unique(reasons))
         recipe = self.build.recipes[product.key]
         name = FILE_NAMES.get(product.stage, product.name)
-        nearest = self.store.nearest(recipe, name)
+        elsewhere = recipe["kind"] == "index" and recipe["texts"] == self.build.texts_keys["unseen"]
+        nearest = self.store.nearest(recipe, name, elsewhere)
         if nearest is None:
             if self.store.holds(recipe["kind"], name):
                 words = "what is stored does not say what it is made from"

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amygdala import ledger
+from amygdala import ledger, lock
 from amygdala.behind import files_behind
 from amygdala.errors import UserError
 from amygdala.files import recall
@@ -139,7 +139,7 @@ class RunRecord:
     """The record of one run of Snakemake. `begin` and `end` are for its handlers, `leave` for the end of the process.
 
     build: None where nothing is built, and nothing recorded. Nothing here ends a run: where the ledger cannot be written, the
-    run is not recorded.
+    run is not recorded. To be made in the run's folder, which paths are relative to.
     """
 
     def __init__(self, workflow: Any, build: Build | None) -> None:
@@ -148,6 +148,7 @@ class RunRecord:
         self._record: dict[str, Any] = {}
         self._before: dict[str, Identity] = {}
         self._path: Path | None = None
+        self._working = Path.cwd()
 
     @property
     def build(self) -> Build:
@@ -168,8 +169,8 @@ class RunRecord:
         """Look at all files behind the run's targets; whether there are any."""
         dag = self.workflow.dag
         targets = sorted({rule.name for rule in dag.targetrules} | {job.rule.name for job in dag.targetjobs})
-        asked = files_behind(self.build, targets)
-        asked += [path for path in dag.targetfiles if str(path).startswith(f"{self.build.store}/") and path not in asked]
+        asked = dict.fromkeys(files_behind(self.build, targets))
+        asked |= dict.fromkeys(path for path in map(str, dag.targetfiles) if path.startswith(f"{self.build.store}/"))
         if not asked:
             return False
         seen = {path: _identity(path) for path in asked}
@@ -208,7 +209,14 @@ class RunRecord:
             ledger.fold(self.folder)
 
     def leave(self) -> None:
-        """The process ends: record a run that had nothing to do, and one that was broken off."""
+        """The process ends: record a run that had nothing to do, and one that was broken off.
+
+        Snakemake is back in the folder that it was started in by then, which with --directory is another.
+        """
+        with contextlib.suppress(OSError), contextlib.chdir(self._working):
+            self._leave()
+
+    def _leave(self) -> None:
         workflow = self.workflow
         if self._path is not None:
             self.end("failed")
@@ -216,19 +224,33 @@ class RunRecord:
             return
         with contextlib.suppress(OSError, UserError):
             if ledger.usable(self.folder) and self._make():
-                self._complete_killed()
+                self._complete_killed_alone()
                 found = outcome(self.build.store, {**self._record, "missing": []}, 0)
                 record = ledger.completed({**self._record, "ended": time.time()}, found, "nothing to do")
                 ledger.add_record(self.folder, _short(record))
                 ledger.fold(self.folder)
 
+    def _own_open(self) -> list[tuple[Path, ledger.Record]]:
+        """The records that runs of this results folder left open."""
+        own = self._record["project"]
+        return [(path, record) for path, record in ledger.open_records(self.folder) if record.get("project") == own]
+
     def _complete_killed(self) -> None:
-        """End the records that killed runs of this results folder left: Snakemake's lock says that they run no more."""
-        for path, record in ledger.open_records(self.folder):
+        """End the records that killed runs of this results folder left: the lock, which this run holds, says that they run no more."""
+        for path, record in self._own_open():
             with contextlib.suppress(TypeError, KeyError, AttributeError, OSError):
-                if record["project"] == self._record["project"]:
-                    found = outcome(self.build.store, record, path.stat().st_mtime_ns)
-                    ledger.end_record(path, _short(ledger.completed(record, found, "killed")))
+                found = outcome(self.build.store, record, path.stat().st_mtime_ns)
+                ledger.end_record(path, _short(ledger.completed(record, found, "killed")))
+
+    def _complete_killed_alone(self) -> None:
+        """As _complete_killed, of a run that holds no lock, since it had nothing to do: another may be building in its folder."""
+        if self._own_open():
+            with contextlib.suppress(UserError):
+                lock.take(lock.RUN, lambda line: None)
+                try:
+                    self._complete_killed()
+                finally:
+                    lock.release(lock.RUN)
 
 
 def _take_back(record: dict[str, Any], again: Mapping[str, int], store: str) -> None:

@@ -97,21 +97,28 @@ class Store:
         """Whether any file of the kind is there, of this name where one is given."""
         return any(listing if name is None else listing.get(name) for listing in self._listings(kind))
 
-    def nearest(self, recipe: Recipe, name: str) -> Stored | None:
+    def nearest(self, recipe: Recipe, name: str, elsewhere: bool = False) -> Stored | None:
         """The stored file whose recipe, of the same kind, differs in fewest ingredients, the newest of several.
 
         name: that of the emotion or shard; a file that does not tell its recipe, or tells one that is not its key's, is passed
-        over.
+        over. elsewhere: whether it is an index of texts from elsewhere; those of examples are far from it, whatever differs.
         """
-        found: list[tuple[int, float, str, Stored]] = []
+        found: list[tuple[bool, int, float, str, Stored]] = []
         for listing in self._listings(recipe["kind"]):
             for path in listing.get(name, {}).values():
                 stored = self._stored(path)
                 if stored is None or stored.recipe.get("kind") != recipe["kind"]:
                     continue
                 if recipe.get("target") == stored.recipe.get("target"):  # of releases: those of one target
-                    found.append((len(differing(recipe, stored.recipe)), -stored.mtime, str(path), stored))
-        return min(found, default=(0, 0.0, "", None), key=lambda one: one[:3])[3]
+                    other = self._of_elsewhere(stored.recipe) != elsewhere
+                    found.append((other, len(differing(recipe, stored.recipe)), -stored.mtime, str(path), stored))
+        return min(found, default=(False, 0, 0.0, "", None), key=lambda one: one[:4])[4]
+
+    def _of_elsewhere(self, recipe: Recipe) -> bool:
+        """Whether an index is of stored texts from elsewhere: these go by a key, the examples of a shard by their digests."""
+        return recipe["kind"] == "index" and any(
+            recipe.get("texts") in one.get("unseen", {}) for one in self._listings("texts")
+        )
 
     def keyed(self, kind: str, name: str, wanted: str) -> Stored | None:
         """The stored file of this key, None where there is none to be read."""
