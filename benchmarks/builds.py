@@ -124,8 +124,12 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="builds-"))
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.yaml").exists():
-        make_project(folder, given.nodes, given.emotions, given.layers)
+    made_of, asked = folder / "size.json", {name: getattr(given, name) for name in ("nodes", "emotions", "layers")}
+    if not made_of.exists():
+        make_project(folder, **asked)
+        made_of.write_text(json.dumps(asked))
+    elif (there := json.loads(made_of.read_text())) != asked:
+        raise SystemExit(f"{folder} holds a project of {there}, not of {asked}: give another --folder")
     snakemake = [sys.executable, "-m", "snakemake"]
     build = [*snakemake, "--snakefile", str(HOME / "Snakefile"), "--cores", CORES]
     size = f"{given.emotions} emotions, {given.layers} layers, {given.nodes} nodes"

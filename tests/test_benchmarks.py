@@ -202,6 +202,14 @@ def test_the_goemotions_corpus_is_split_as_the_table_says() -> None:
     assert 20 <= len(goemotions.scored_emotions(training, unseen)) <= 27
 
 
+def test_the_builds_benchmark_takes_no_project_of_another_size(tmp_path: Path) -> None:
+    (tmp_path / "size.json").write_text(json.dumps({"nodes": 20_000, "emotions": 200, "layers": 8}))
+    command = [sys.executable, str(FOLDER / "builds.py"), "--folder", str(tmp_path), "--emotions", "1000"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode and "'emotions': 200" in done.stderr and "give another --folder" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["size.json"]
+
+
 def test_the_changes_of_the_builds_benchmark(tmp_path: Path) -> None:
     """`builds` is a module of the tests too, so this one is loaded by its path."""
     spec = importlib.util.spec_from_file_location("builds_benchmark", FOLDER / "builds.py")
