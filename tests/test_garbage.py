@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -169,9 +170,19 @@ def test_what_results_show_stays(fake: FakeStore, tmp_path: Path) -> None:
 def test_a_release_shown_without_a_build_is_a_root_too(fake: FakeStore) -> None:
     shown, paths = fake.build(YOURS, {"joy": [1, 2]})
     fake.build(YOURS, {"joy": [1, 3]})
-    roots.save(fake.folder, roots.entry_of_release(MINE, shown))
+    roots.save(fake.folder, roots.entry_of_release(fake.folder, MINE, shown))
     emptied(fake, keep=0)
     assert there(fake, [path for path in paths if not path.startswith("memo/")])
+
+
+def test_a_release_of_its_own_that_a_folder_shows_again_keeps_what_is_known_of_it(fake: FakeStore) -> None:
+    own, _ = fake.build(MINE, {"joy": [1, 2]})
+    path = next(Path(fake.folder).glob(f"roots/*/{own}.json"))
+    before = roots.read_entry(path)
+    again = roots.entry_of_release(fake.folder, MINE, own)
+    assert again.time > before.time and again == dataclasses.replace(before, time=again.time) and again.keys
+    path.write_text("cut")
+    assert roots.entry_of_release(fake.folder, MINE, own).keys == frozenset()
 
 
 def test_what_was_made_beside_a_kept_release_stays_and_goes_with_it(fake: FakeStore) -> None:

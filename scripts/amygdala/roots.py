@@ -13,7 +13,7 @@ import platform
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,9 +86,15 @@ def entry_of(build: Build) -> Entry:
     )
 
 
-def entry_of_release(results: str | Path, release: str) -> Entry:
-    """A stored release that a results folder shows without a build: what it rests on is told by its files."""
-    return Entry(os.path.abspath(results), platform.node(), time.time(), release, frozenset())
+def entry_of_release(store: str | Path, results: str | Path, release: str) -> Entry:
+    """A stored release that a results folder shows without a build. What it rests on is in the entry of its build; where that was
+    another folder's, its files tell.
+    """
+    shown = Entry(os.path.abspath(results), platform.node(), time.time(), release, frozenset())
+    try:
+        return replace(read_entry(path_of(store, shown)), time=shown.time)
+    except UserError:  # none, or a damaged one
+        return shown
 
 
 def save(store: str | Path, entry: Entry) -> None:
