@@ -87,7 +87,7 @@ def entry_of(build: Build) -> Entry:
 
 
 def entry_of_release(store: str | Path, results: str | Path, release: str) -> Entry:
-    """A stored release that a results folder shows without a build. What it rests on is in the entry of its build; where another
+    """A stored release that a results folder shows without a build. What it rests on is in its build's entry; where another
     folder built it, its files tell.
     """
     shown = Entry(os.path.abspath(results), platform.node(), time.time(), release, frozenset())
