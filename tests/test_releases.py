@@ -257,7 +257,7 @@ def test_back_to_a_stored_release_needs_no_graph_and_no_model(project: Project, 
     assert not project.build("readout").jobs
     assert [one["current"] for one in listed(project)[1]] == [True, False]
 
-    for target in ("emotion_calm", "layer_1", "changes"):
+    for target in ("emotion_calm", "layer_1", "changes", "verify"):
         refused = project.run(target)
         assert refused.status != 0 and f"release: {found[0]['key']} is set" in refused.text
     use(project, None)
