@@ -4,7 +4,9 @@ from amygdala.roots import save as save_root
 # `release:` names a stored release: it is shown again, and nothing is built.
 # It is a root of the store as long as it is shown (rules/gc.smk).
 if workflow.is_main_process and not workflow.logger_manager.settings.dryrun:
-    save_root(store, entry_of_release(str(Path(settings["results"]).expanduser()), pinned.key))
+    save_root(
+        store, entry_of_release(store, str(Path(settings["results"]).expanduser()), pinned.key)
+    )
 
 
 rule readout:

@@ -1,5 +1,6 @@
 """What of the store nothing rests on any more: listed, and deleted when that list was confirmed."""
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from amygdala import garbage, layout
 from amygdala.errors import UserError, shown
-from amygdala.files import recall, write_json
+from amygdala.files import write_json
 from amygdala.garbage import DAY_S, Found, Kept, Live, Rows
 from amygdala.job import job
 from amygdala.layout import Stored
@@ -55,12 +56,21 @@ class Reader:
             return None
 
     def more_of(self, key: str) -> list[str]:
-        """Keys that a release's manifest names: its snapshot, and the space of its activations."""
+        """Keys that a release's manifest names: its snapshot, and the space of its activations.
+
+        UserError where it cannot be read: no other file tells them.
+        """
         path = f"releases/{key}/manifest.json"
-        manifest = recall(self.place(path)) if path in self._paths.get(key, ()) else None
-        if not isinstance(manifest, dict):
+        if path not in self._paths.get(key, ()):
             return []
-        return sorted(garbage.keys_in([manifest.get("keys"), (manifest.get("snapshot") or {}).get("key")]))
+        try:
+            manifest = json.loads(self.place(path).read_bytes())
+            return sorted(garbage.keys_in([manifest.get("keys"), (manifest.get("snapshot") or {}).get("key")]))
+        except (OSError, ValueError, AttributeError, RecursionError):
+            raise UserError(
+                f"{self.place(path)} cannot be read, and what its release rests on is not known. Nothing was deleted: build "
+                "that release again, or take it from results/ and gc.releases"
+            ) from None
 
 
 def rows_in_use(files: Sequence[Stored], what_lives: Live, place: Place) -> Rows:
@@ -94,8 +104,16 @@ def rows_in_use(files: Sequence[Stored], what_lives: Live, place: Place) -> Rows
                 rows.unreadable.add(one.path)
             continue
         named = together.get((one.space, one.layer))
-        rows.in_use[one.path] = 0.0 if named is None else float(np.isin(held, named).mean()) if len(held) else 0.0
+        rows.in_use[one.path] = 0.0 if named is None else _share(held, named)
     return rows
+
+
+def _share(held: np.ndarray, named: np.ndarray) -> float:
+    """The share of `held` that is among the sorted `named`, which are not sorted anew for each of thousands of segments."""
+    if not len(held) or not len(named):
+        return 0.0
+    places = np.minimum(np.searchsorted(named, held), len(named) - 1)
+    return float((named[places] == held).mean())
 
 
 def _digests(mapped: Mapped) -> np.ndarray:
@@ -143,19 +161,20 @@ class Collection:
         return [one.path for one in self._dead(self.dead, lives, rows)]
 
     @property
-    def stale_entries(self) -> list[Path]:
-        """Files of roots whose builds are not kept, below the store."""
+    def stale_entries(self) -> dict[str, float]:
+        """{file below the store: time of its build} of entries whose builds are not kept, by the last look at the roots."""
         kept = {(one.results, one.release) for one in self.kept}
         entries = [(root, entry) for root in self.roots for entry in root.entries]
         gone = [(root, entry) for root, entry in entries if (entry.results, entry.release) not in kept]
-        return [Path("roots", root.id, f"{entry.release}.json") for root, entry in gone]
+        return {str(Path("roots", root.id, f"{entry.release}.json")): entry.time for root, entry in gone}
 
     def delete(self, token: str, say: Callable[[str], None] = lambda line: None) -> list[Stored]:
         """Delete what is dead; returns what was deleted. A build that was planned meanwhile keeps or gets back its files."""
         trash = Trash(self.store, token)
         self.place = trash.place
-        times = {str(path): _time_of(Path(self.store, path)) for path in self.stale_entries}
-        trash.take([*self.still_dead(), *times])
+        paths = self.still_dead()
+        times = self.stale_entries  # of the same look: an entry that is written again after it has another time
+        trash.take([*paths, *times])
         trash.put_back([path for path, planned in times.items() if _time_of(trash.place(path)) != planned])
         still = set(self.still_dead())
         trash.put_back([one.path for one in self.dead if one.path not in still])

@@ -1,6 +1,8 @@
 """Check every file that the current release rests on. What is damaged is set aside, so that the next run makes it again."""
 
+import contextlib
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -78,7 +80,8 @@ def check_memos(build: Build, inspection: Inspection, sheet: str | None) -> list
     lines = []
     index = read_index(Path(build.current.index_path)) if inspection.sound(build.current.index_path) else None
     if index is None:
-        build.plan_memo.unlink(missing_ok=True)  # so that the next run makes the index anew
+        with contextlib.suppress(OSError):  # nothing is made anew in a store that cannot be written
+            build.plan_memo.unlink(missing_ok=True)  # so that the next run makes the index anew
     else:
         plan = make_plan(index, build.rules, build.config["shards"], build.current.graph.title)
         if key(asdict(plan)) != key(asdict(build.plan)):
@@ -138,6 +141,16 @@ def lines_of(inspection: Inspection, done: dict[str, str], asked: Sequence[str],
     return lines
 
 
+def advice(inspection: Inspection) -> str:
+    """What to do. A file that could not be read or set aside is still there, so that no run makes it anew."""
+    left = sum(one.what == UNREADABLE or (one.what == DAMAGED and os.path.lexists(one.path)) for one in inspection.found)
+    if not left:
+        return "Run snakemake again: it makes them anew"
+    return (
+        f"{left} of them could not be read or set aside, and stay as they are: see to these; the next run makes the others anew"
+    )
+
+
 def verify(build: Build, sheet: str | None, say: Say) -> None:
     """Check, set aside, tell, and write results/verify.json. UserError where anything is not as it should be."""
     targets, asked = targets_of(build), to_repair(build)
@@ -160,8 +173,7 @@ def verify(build: Build, sheet: str | None, say: Say) -> None:
     if bad or memos or wanted:
         counts = [f"{count} {what}" for what, count in bad.items()] + ([f"{len(memos)} memos wrong"] if memos else [])
         raise UserError(
-            f"of {amount}: {', '.join(counts) or f'{len(wanted)} still missing'}. "
-            f"Run snakemake again: it makes them anew (all of it: {report})"
+            f"of {amount}: {', '.join(counts) or f'{len(wanted)} still missing'}. {advice(inspection)} (all of it: {report})"
         )
     say(f"checked {amount}: all sound")
 

@@ -42,9 +42,12 @@ class Row:
     test: str
 
 
+SECTION = PAGE.partition("\n## ")[0]  # "What rebuilds when"
+
+
 def rows() -> dict[str, Row]:
     """{change: row}"""
-    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in PAGE.splitlines() if line.startswith("|")]
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in SECTION.splitlines() if line.startswith("|")]
     names, _, *table = lines
     found = {}
     for cells in table:

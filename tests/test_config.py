@@ -39,6 +39,14 @@ def refused(folder: Path, text: str) -> str:
     return str(caught.value).replace(str(path), "FILE")
 
 
+@pytest.mark.parametrize("setting", ["store", "results", "snapshot", "model", "graph", "neutral", "store_read"])
+def test_the_home_of_nobody(tmp_path: Path, setting: str) -> None:
+    listed = setting == "store_read"
+    message = refused(tmp_path, f"{setting}: {'[~nobody-at-all/x]' if listed else '~nobody-at-all/x'}")
+    assert message.startswith("FILE:3: 'store_read.0'" if listed else f"FILE:3: '{setting}'")
+    assert "there is no home folder for the `~` of '~nobody-at-all/x': write the path out" in message
+
+
 # Poolings as they may be written, and what each means
 POOLINGS: list[tuple[Any, list[str]]] = [
     ("mean", ["mean"]),

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from amygdala.layout import OWN_FOLDERS
 from journal import make_journal
 from project import Project, Run
 
@@ -118,9 +119,12 @@ class Running:
 
 
 def stored(folder: Path) -> dict[str, Path]:
-    """{path below the store: file} less memos and rates, which hold paths and times."""
+    """{path below the store: file} of what is made there: less memos and rates, which hold paths and times, and what the store
+    keeps of its runs.
+    """
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path for name, path in files.items() if not name.startswith("memo/") and not name.endswith("/rate.json")}
+    kept = {*OWN_FOLDERS, "memo"}
+    return {name: path for name, path in files.items() if name.split("/")[0] not in kept and not name.endswith("/rate.json")}
 
 
 def assert_whole(folder: Path, bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -137,6 +138,17 @@ def test_a_named_release_stays_with_all_that_it_rests_on(fake: FakeStore, rooted
     Reader([fake.folder / path for path in paths if "/index/" in path]).rows(LAYER, "residual", [digest(8), digest(2)])
 
 
+@pytest.mark.parametrize("content", ["cut", "[]", '{"snapshot": "x"}'])
+def test_a_named_release_whose_manifest_cannot_be_read_stops_everything(fake: FakeStore, content: str) -> None:
+    """Without a root, no other file tells which snapshot and activations it rests on."""
+    named, _ = fake.build(MINE, {"joy": [1, 2]})
+    fake.build(MINE, {"joy": [1, 3]})
+    (fake.folder / "roots" / roots.root_id(MINE) / f"{named}.json").unlink()
+    (fake.folder / f"releases/{named}/manifest.json").write_text(content)
+    with pytest.raises(UserError, match=rf"releases/{named}/manifest\.json cannot be read, .* Nothing was deleted"):
+        look(fake, 0, (named,))
+
+
 def test_a_name_that_fits_no_release_or_several_stops_everything(fake: FakeStore) -> None:
     release, _ = fake.build(MINE, {"joy": [1, 2]})
     with pytest.raises(UserError, match=r"gc\.releases: 'ffff' fits no release of the store\. Nothing was deleted"):
@@ -169,9 +181,19 @@ def test_what_results_show_stays(fake: FakeStore, tmp_path: Path) -> None:
 def test_a_release_shown_without_a_build_is_a_root_too(fake: FakeStore) -> None:
     shown, paths = fake.build(YOURS, {"joy": [1, 2]})
     fake.build(YOURS, {"joy": [1, 3]})
-    roots.save(fake.folder, roots.entry_of_release(MINE, shown))
+    roots.save(fake.folder, roots.entry_of_release(fake.folder, MINE, shown))
     emptied(fake, keep=0)
     assert there(fake, [path for path in paths if not path.startswith("memo/")])
+
+
+def test_a_release_of_its_own_that_a_folder_shows_again_keeps_what_is_known_of_it(fake: FakeStore) -> None:
+    own, _ = fake.build(MINE, {"joy": [1, 2]})
+    path = next(Path(fake.folder).glob(f"roots/*/{own}.json"))
+    before = roots.read_entry(path)
+    again = roots.entry_of_release(fake.folder, MINE, own)
+    assert again.time > before.time and again == dataclasses.replace(before, time=again.time) and again.keys
+    path.write_text("cut")
+    assert roots.entry_of_release(fake.folder, MINE, own).keys == frozenset()
 
 
 def test_what_was_made_beside_a_kept_release_stays_and_goes_with_it(fake: FakeStore) -> None:
@@ -230,6 +252,26 @@ def test_rows_of_an_unfinished_capture_stay(fake: FakeStore) -> None:
     dead = {one.path for one in look(fake, keep=0).dead}
     assert not any("/layer_001/" in path for path in dead if path.startswith("activations/") and path in first)
     assert {path for path in other if path.startswith("activations/")} <= dead
+
+
+def test_rows_of_a_kept_build_stay_where_nothing_has_needed_its_index_yet(fake: FakeStore) -> None:
+    """As after an emotion was dropped: all vectors are there, so that no index over the remaining texts was made."""
+    _, all_of = fake.build(MINE, {"joy": [1, 2], "calm": [8, 9]})
+    _, dropped = fake.build(MINE, {"calm": [8, 9]})
+    (fake.folder / next(path for path in dropped if "/index/" in path)).unlink()
+    fake.build(MINE, {"grief": [20]})
+    rows = [path for path in all_of if "/layer_001/" in path and path.startswith("activations/")]
+    emptied(fake, keep=2)
+    assert rows and there(fake, rows)
+    fake.build(MINE, {"grief": [21]})
+    emptied(fake, keep=2)
+    assert not there(fake, rows)
+
+
+@pytest.mark.parametrize(("held", "named", "share"), [("ab", "", 0), ("", "ab", 0), ("adz", "bdf", 1 / 3), ("bf", "bdf", 1)])
+def test_the_share_of_rows_that_are_named(held: str, named: str, share: float) -> None:
+    told = [np.array([letter.encode() * 16 for letter in letters], "S16") for letters in (held, named)]
+    assert script._share(*told) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("what", ["/index/", "/layer_001/"])
@@ -430,6 +472,72 @@ def test_a_root_written_again_meanwhile_stays(fake: FakeStore, monkeypatch: pyte
     found.delete(garbage.token(found.dead))
     assert there(fake, old)
     assert fake.entry(MINE, first)["time"] == fake.clock + 1
+
+
+def test_a_root_written_again_while_segments_were_read_stays(fake: FakeStore) -> None:
+    """Its files stay, and so must what keeps them from the next gc."""
+    first, old = fake.build(MINE, {"joy": [1, 2]})
+    fake.build(MINE, {"joy": [3, 4]})
+    entry = fake.entry(MINE, first)
+    found = look(fake)
+    fake.put(f"roots/{roots.root_id(MINE)}/{first}.json", json.dumps({**entry, "time": fake.clock + 1}))
+    found.delete(garbage.token(found.dead))
+    assert there(fake, old) and fake.entry(MINE, first)["time"] == fake.clock + 1
+    emptied(fake, keep=0)
+    assert there(fake, old)
+
+
+def test_two_gcs_at_once_tell_the_truth(fake: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second puts back what the first has moved, as that of a killed one."""
+    fake.build(MINE, {"joy": [1, 2]})
+    fake.build(MINE, {"joy": [3, 4]})
+    before, found, said, take = fake.files(), look(fake), Say(), trash.Trash.take
+
+    def taken(self: trash.Trash, paths: Any) -> None:
+        take(self, paths)
+        assert trash.recover(fake.folder) > len(found.dead)
+
+    monkeypatch.setattr(trash.Trash, "take", taken)
+    assert found.delete(garbage.token(found.dead), said.append) == []
+    assert fake.files() == before and f"{len(found.dead)} files stay" in said[0]
+
+
+def test_what_another_gc_empties_meanwhile_is_passed_over(fake: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.put(f"trash/delete-0123456789ab-01234567/quality/{'0' * 16}.json")
+    iterate = Path.iterdir
+
+    def emptied_first(self: Path) -> Any:
+        if self.name == "quality":
+            shutil.rmtree(self)
+        return iterate(self)
+
+    monkeypatch.setattr(Path, "iterdir", emptied_first)
+    assert trash.recover(fake.folder) == 0
+
+
+def test_a_root_that_goes_while_it_is_read_is_none(fake: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = fake.build(MINE, {"joy": [1, 2]})
+    second, _ = fake.build(MINE, {"joy": [1, 3]})
+    read = Path.read_bytes
+
+    def gone(self: Path) -> bytes:
+        if self.stem == first:
+            self.unlink()
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", gone)
+    assert [entry.release for root in roots.read_roots(fake.folder) for entry in root.entries] == [second]
+
+
+def test_a_root_that_may_not_be_read_is_not_called_damaged(fake: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.build(MINE, {"joy": [1, 2]})
+
+    def refused(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(UserError, match=r"\.json'?: Permission denied\. Ask its owner"):
+        look(fake)
 
 
 def test_roots_of_what_went_go_too(fake: FakeStore) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from amygdala import keys
 from amygdala.errors import UserError
 from amygdala.keys import NUMBER_FREE, SCRIPTS, code, code_modules, key, modules_of, text_digest, version
 from tiny import REPOSITORY
@@ -331,3 +333,83 @@ def test_no_import_of_ours_is_relative() -> None:
 def test_a_library_that_is_not_installed_is_named() -> None:
     with pytest.raises(UserError, match=r"no-such-library is not installed .* key_versions\.pinned\.no-such-library"):
         version("no-such-library")
+
+
+# The memo of modules' digests
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree of modules that is the installation, all older than a tick of the clock, and nothing known of it."""
+    scripts = tree(tmp_path / "scripts")
+    for path in scripts.rglob("*.py"):
+        os.utime(path, (1, 1))
+    monkeypatch.setattr(keys, "SCRIPTS", scripts)
+    monkeypatch.setattr(keys, "_modules", {})
+    code_modules.cache_clear()
+    return scripts
+
+
+def fresh(monkeypatch: pytest.MonkeyPatch, memo: Path) -> list[Path]:
+    """As a new process that takes the memo; returns the sources that it parses from then on."""
+    parsed: list[Path] = []
+    own = keys.ast.parse
+    monkeypatch.setattr(keys, "_modules", {})
+    monkeypatch.setattr(keys.ast, "parse", lambda data, filename: parsed.append(Path(filename)) or own(data, filename))
+    code_modules.cache_clear()
+    keys.recall_code(memo)
+    return parsed
+
+
+def test_modules_are_parsed_once_for_all_runs(modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memo = keys.code_memo(tmp_path)
+    first = code("stage", modules)
+    keys.remember_code(memo)
+    parsed = fresh(monkeypatch, memo)
+    assert code("stage", modules) == first and parsed == []
+    near = modules / "amygdala" / "near.py"
+    near.write_text(near.read_text() + "X = 1\n")
+    os.utime(near, (1, 1))
+    parsed = fresh(monkeypatch, memo)
+    assert code("stage", modules) != first and parsed == [near], "the size is another; with the time set back"
+    keys.remember_code(memo)
+    parsed = fresh(monkeypatch, memo)
+    assert code("stage", modules) != first and parsed == []
+
+
+def test_a_module_of_the_same_size_and_mtime_is_parsed_again(
+    modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memo, near = keys.code_memo(tmp_path), modules / "amygdala" / "near.py"
+    first = code("stage", modules)
+    keys.remember_code(memo)
+    near.write_text(near.read_text().replace("h(x)", "h(f)"))
+    os.utime(near, (1, 1))
+    assert fresh(monkeypatch, memo) == [] and code("stage", modules) != first
+
+
+@pytest.mark.parametrize("state", ["damaged", "other sum", "a list", "missing"])
+def test_a_memo_that_does_not_hold_is_not_taken(
+    modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    memo, first = keys.code_memo(tmp_path), code("stage", modules)
+    keys.remember_code(memo)
+    told = json.loads(memo.read_text())
+    next(iter(told["modules"].values()))[1] = "0" * 16
+    texts = {"damaged": memo.read_text()[:-9], "other sum": json.dumps(told), "a list": "[]"}
+    memo.unlink() if state == "missing" else memo.write_text(texts[state])
+    assert fresh(monkeypatch, memo) == [] and code("stage", modules) == first
+
+
+def test_a_module_that_is_being_written_is_not_remembered(modules: Path, tmp_path: Path) -> None:
+    (modules / "stage.py").touch()
+    code("stage", modules)
+    keys.remember_code(keys.code_memo(tmp_path))
+    assert not list(tmp_path.glob("code.*"))
+
+
+def test_another_way_to_work_out_digests_has_another_memo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys.code_memo(tmp_path)
+    (tmp_path / "keys.py").write_text(Path(keys.__file__).read_text() + "\n")
+    monkeypatch.setattr(keys, "__file__", str(tmp_path / "keys.py"))
+    assert keys.code_memo(tmp_path) != before

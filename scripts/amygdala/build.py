@@ -16,7 +16,7 @@ from typing import Any
 from amygdala import config as configuration
 from amygdala.errors import UserError, listed
 from amygdala.files import check_readable, recall, remember, sha256_file
-from amygdala.keys import code, key, version
+from amygdala.keys import code, code_memo, key, recall_code, remember_code, version
 from amygdala.methods import METHODS
 from amygdala.modelinfo import Model, describe
 from amygdala.plan import Plan, Rules, make_plan
@@ -107,6 +107,8 @@ class Build:
         self.tiers = Tiers(self.store, config["store_read"] if share else [])
         self.rules = Rules.of(config)
         self.recipes = Recipes()
+        memo = code_memo(Path(self.store) / "memo")
+        recall_code(memo)
         self.current = Snapshot(config, base, self.store)
         self.plan = self._plan(say)
         self.model: Model = describe(config["model"], base, Path(self.store))
@@ -131,6 +133,7 @@ class Build:
         self._make_keys()
         self._make_selections()
         self._make_report_keys()
+        remember_code(memo)
 
     @functools.cached_property
     def recipe_file(self) -> str:

@@ -161,6 +161,7 @@ def check(config: dict[str, Any], schema: str | Path, files: Iterable[str | Path
     rules = yaml.safe_load(Path(schema).read_text(encoding="utf-8"))
     files = list(files)
     _check_against(rules, config, files)
+    _check_homes(config, files)
     graph = config["graph"]
     names: list[str] = []
     for number, item in enumerate(graph if isinstance(graph, list) else [graph]):
@@ -174,6 +175,19 @@ def check(config: dict[str, Any], schema: str | Path, files: Iterable[str | Path
     _check_unseen(config["unseen"], rules["$defs"], files)
     for setting, given in (("ablation.emotions", config["ablation"]["emotions"]), *_families(config["families"])):
         _check_names(given, setting.split("."), files)
+
+
+def _check_homes(config: dict[str, Any], files: list[str | Path]) -> None:
+    """UserError where a path begins with the home folder of nobody, or of a user who has none (as in some containers)."""
+    names = ("store", "results", "snapshot", "model", "graph", "neutral")
+    given: list[tuple[list[str | int], Any]] = [([name], config[name]) for name in names if isinstance(config[name], str)]
+    given += [(["store_read", number], path) for number, path in enumerate(config["store_read"])]
+    for path, value in given:
+        try:
+            Path(value).expanduser()
+        except RuntimeError:
+            where = f"{_where(path, value, files)}'{_dotted(path)}'"
+            raise UserError(f"{where}: there is no home folder for the `~` of {shown(value)}: write the path out") from None
 
 
 def _families(families: dict[str, list[str]]) -> list[tuple[str, list[str]]]:

@@ -126,17 +126,23 @@ def recall(path: Path) -> Any:
         return None
 
 
-def _stamp(paths: list[Path]) -> list[list[Any]]:
-    """[[path, size, mtime, ctime]]: a copy that keeps times (rsync, a container's layer, a store with all times at 1) may put
-    other bytes of the same size and mtime in place, but no program sets the ctime.
+def stamp_of(path: Path) -> list[int]:
+    """[size, mtime, ctime]: a copy that keeps times (rsync, a container's layer, a store with all times at 1) may put other
+    bytes of the same size and mtime in place, but no program sets the ctime.
     """
-    stats = [(path, path.stat()) for path in paths]
-    return [[str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for path, stat in stats]
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def is_settled(stamp: list[int]) -> bool:
+    """Whether a file of this stamp cannot have changed again within one tick of its mtime."""
+    return time.time() - stamp[1] / 1e9 > SETTLED_S
 
 
 def content_identity(paths: list[Path], root: Path, memo: Path) -> str:
     """`sha256:…` over names (relative to `root`) and bytes of files; remembered in `memo` against path, size and times."""
-    stamp = _stamp(paths)
+    stamps = [stamp_of(path) for path in paths]
+    stamp = [[str(path), *one] for path, one in zip(paths, stamps, strict=True)]
     known = recall(memo)
     if isinstance(known, dict) and known.get("files") == stamp and isinstance(known.get("identity"), str):
         identity = known["identity"]
@@ -146,7 +152,7 @@ def content_identity(paths: list[Path], root: Path, memo: Path) -> str:
         identity = f"sha256:{sha256_file(root)}"
     else:
         identity = identity_of_sums({str(path.relative_to(root)): sha256_file(path) for path in paths})
-    if all(time.time() - mtime / 1e9 > SETTLED_S for _, _, mtime, _ in stamp):
+    if all(map(is_settled, stamps)):
         remember(memo, {"files": stamp, "identity": identity, "sum": _sum_of(stamp, identity)})
     return identity
 

@@ -40,8 +40,8 @@ class Kept:
 
 @dataclass(frozen=True)
 class Live:
-    """keys: that live; captured: spaces of which every row stays, because a capture is not finished; memos: paths below the
-    store.
+    """keys: that live; captured: spaces of which every row stays, because an index that would name a kept build's rows is not
+    there (its capture is not finished, or nothing has needed it yet); memos: paths below the store.
     """
 
     keys: frozenset[str]
@@ -125,8 +125,8 @@ def live(roots: Sequence[Root], kept: Iterable[Kept], found: Found) -> Live:
     paths = {one.path for one in found.files}
     captured = {
         path.split("/")[1]
-        for root in roots
-        for path in root.last.awaits
+        for entry in entries
+        for path in entry.awaits
         if path not in paths and path.startswith("activations/")
     }
     orphans = {release for results, release in wanted if not results} | {one.release for one in entries if not one.keys}

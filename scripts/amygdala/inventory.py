@@ -141,6 +141,7 @@ def to_repair(build: Build) -> list[str]:
     """
     noted: Any = recall(Path(build.results) / REPORT)
     asked = noted.get("repair") if isinstance(noted, dict) else None
-    missing = [path for path in asked if not Path(path).exists()] if isinstance(asked, list) else []
+    named = [path for path in asked if isinstance(path, str)] if isinstance(asked, list) else []
+    missing = [path for path in named if not Path(path).exists()]
     known = paths_of(targets_of(build)) if missing and build.layers else set()
     return [path for path in missing if path in known]

@@ -41,10 +41,12 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amygdala.errors import UserError
+from amygdala.files import is_settled, recall, remember, stamp_of
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 NUMBER_FREE = {
@@ -119,29 +121,63 @@ def modules_of(entry: str, scripts: Path = SCRIPTS) -> dict[str, Path]:
         if source is None or module in found or module in NUMBER_FREE:
             continue
         found[module] = source
-        queue.extend(_imports(source))
+        queue.extend(_module(source).imports)
     return found
 
 
-@functools.cache
-def _parsed(source: Path) -> ast.Module:
-    return ast.parse(source.read_bytes(), filename=str(source))
+@dataclass(frozen=True)
+class _Module:
+    """stamp: of the file before it was read; digest: of its syntax tree; imports: dotted names."""
+
+    stamp: list[int]
+    digest: str
+    imports: list[str]
 
 
-@functools.cache
-def _imports(source: Path) -> list[str]:
-    return sorted(_imported(_parsed(source)))
+_modules: dict[Path, _Module] = {}
 
 
-@functools.cache
-def _digest(source: Path) -> str:
-    return key(_canonical(_parsed(source)))
+def _module(source: Path) -> _Module:
+    if source not in _modules:
+        stamp = stamp_of(source)
+        tree = ast.parse(source.read_bytes(), filename=str(source))
+        _modules[source] = _Module(stamp, key(_canonical(tree)), sorted(_imported(tree)))
+    return _modules[source]
+
+
+def code_memo(folder: Path) -> Path:
+    """Where the digests of this installation's modules are remembered, by what works them out."""
+    own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    return folder / f"code.{key(str(SCRIPTS), own)}.json"
+
+
+def recall_code(memo: Path) -> None:
+    """Take remembered digests of modules whose size and times are what they were: to parse all modules takes longer than the
+    rest of a plan that did not change."""
+    known = recall(memo)
+    if not isinstance(known, dict) or known.get("sum") != key(known.get("modules")):
+        return
+    for name, told in known["modules"].items():
+        source, module = SCRIPTS / name, _Module(*told)
+        if source not in _modules and source.is_file() and stamp_of(source) == module.stamp:
+            _modules[source] = module
+
+
+def remember_code(memo: Path) -> None:
+    """Remember the digests of all modules of ours that were looked at, where any is new."""
+    own = {str(path.relative_to(SCRIPTS)): one for path, one in _modules.items() if path.is_relative_to(SCRIPTS)}
+    modules = {name: list(vars(one).values()) for name, one in sorted(own.items())}
+    known = recall(memo)
+    before = known.get("modules", {}) if isinstance(known, dict) else {}
+    if not modules.items() <= before.items() and all(is_settled(one.stamp) for one in own.values()):
+        modules = {**before, **modules}
+        remember(memo, {"modules": modules, "sum": key(modules)}, indent=None)
 
 
 @functools.cache
 def code_modules(entry: str, scripts: Path = SCRIPTS) -> dict[str, str]:
     """{module: digest} of the code behind a stage; `entry` is a module name such as "vectors" or "amygdala.plan"."""
-    return {module: _digest(source) for module, source in sorted(modules_of(entry, scripts).items())}
+    return {module: _module(source).digest for module, source in sorted(modules_of(entry, scripts).items())}
 
 
 def code(entry: str, scripts: Path = SCRIPTS) -> str:
@@ -154,12 +190,12 @@ PRECISIONS = {"any": 0, "major": 1, "minor": 2, "exact": None}
 
 @functools.cache
 def version(package: str, precision: str = "minor") -> str:
-    """The version of an installed package to a precision of PRECISIONS; "any" tells nothing. UserError where it is not there."""
+    """The version of an installed package to a precision of PRECISIONS; "any" tells nothing. UserError where there is none."""
     try:
         installed = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            f"{package} is not installed beside Snakemake, and keys cover its version: install requirements.txt there, or say "
-            f"which version the jobs have: key_versions.pinned.{package}"
+            f"{package} is not installed beside Snakemake, and keys cover its version: install requirements.txt there, or name "
+            f"the version that the jobs have as key_versions.pinned.{package}"
         ) from None
     return ".".join(installed.split(".")[: PRECISIONS[precision]]) or "any"

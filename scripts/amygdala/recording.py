@@ -236,14 +236,14 @@ class RunRecord:
         return [(path, record) for path, record in ledger.open_records(self.folder) if record.get("project") == own]
 
     def _complete_killed(self) -> None:
-        """End the records that killed runs of this results folder left: the lock, which this run holds, says that they run no more."""
+        """End the records that killed runs of this results folder left: this run holds the lock, so they run no more."""
         for path, record in self._own_open():
             with contextlib.suppress(TypeError, KeyError, AttributeError, OSError):
                 found = outcome(self.build.store, record, path.stat().st_mtime_ns)
                 ledger.end_record(path, _short(ledger.completed(record, found, "killed")))
 
     def _complete_killed_alone(self) -> None:
-        """As _complete_killed, of a run that holds no lock, since it had nothing to do: another may be building in its folder."""
+        """As _complete_killed, of a run that holds no lock, since it had nothing to do: another may build in its folder."""
         if self._own_open():
             with contextlib.suppress(UserError):
                 lock.take(lock.RUN, lambda line: None)

@@ -13,11 +13,11 @@ import platform
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amygdala.errors import UserError, shown
+from amygdala.errors import UserError, kept, shown
 from amygdala.files import remember
 from amygdala.keys import key
 from amygdala.stamps import KEY
@@ -86,9 +86,15 @@ def entry_of(build: Build) -> Entry:
     )
 
 
-def entry_of_release(results: str | Path, release: str) -> Entry:
-    """A stored release that a results folder shows without a build: what it rests on is told by its files."""
-    return Entry(os.path.abspath(results), platform.node(), time.time(), release, frozenset())
+def entry_of_release(store: str | Path, results: str | Path, release: str) -> Entry:
+    """A stored release that a results folder shows without a build. What it rests on is in its build's entry; where another
+    folder built it, its files tell.
+    """
+    shown = Entry(os.path.abspath(results), platform.node(), time.time(), release, frozenset())
+    try:
+        return replace(read_entry(path_of(store, shown)), time=shown.time)
+    except UserError:  # none, or a damaged one
+        return shown
 
 
 def save(store: str | Path, entry: Entry) -> None:
@@ -98,7 +104,7 @@ def save(store: str | Path, entry: Entry) -> None:
 
 
 def read_entry(path: Path) -> Entry:
-    """UserError where the file is damaged: what it stood for is not known."""
+    """UserError where the file is damaged, gone, or another user's own: what it stood for is not known."""
     try:
         told: dict[str, Any] = json.loads(path.read_bytes())
         texts = [told["results"], told["host"], told["release"], *told["keys"], *told["awaits"], *told["memos"]]
@@ -115,6 +121,8 @@ def read_entry(path: Path) -> Entry:
             awaits=tuple(told["awaits"]),
             memos=tuple(told["memos"]),
         )
+    except PermissionError as error:
+        raise kept(shown(path, 300), error.strerror) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"{shown(path, 300)} is damaged, and what it kept is not known. Delete it, then build once where it comes from: a "
@@ -139,6 +147,16 @@ def _folders(folder: Path) -> Iterable[os.DirEntry[str]]:
         return []
 
 
+def _read_listed(path: Path) -> Entry | None:
+    """read_entry; None where another gc has let go of that build since it was listed."""
+    try:
+        return read_entry(path)
+    except UserError:
+        if path.exists():
+            raise
+        return None
+
+
 def read_roots(store: str | Path) -> list[Root]:
     """All roots of a store, by their last build. Files of other names are left alone, and no link is followed."""
     roots = []
@@ -146,7 +164,8 @@ def read_roots(store: str | Path) -> list[Root]:
         if not KEY.fullmatch(folder.name) or not folder.is_dir(follow_symlinks=False):
             continue
         names = [one for one in _folders(Path(folder.path)) if one.name.endswith(".json") and not one.name.startswith(".")]
-        entries = [read_entry(Path(one.path)) for one in names if one.is_file(follow_symlinks=False)]
+        found = (_read_listed(Path(one.path)) for one in names if one.is_file(follow_symlinks=False))
+        entries = [entry for entry in found if entry is not None]
         if entries:
             entries.sort(key=lambda entry: (entry.time, entry.release))
             published = frozenset[str]().union(*(published_in(results) for results in {entry.results for entry in entries}))

@@ -55,11 +55,13 @@ class Trash:
     def put_back(self, paths: Iterable[str]) -> list[str]:
         """Move files back, less those that are there again; returns their paths."""
         back = [path for path in paths if _put_back(self.folder, self.store, path)]
-        self.moved = [path for path in self.moved if path not in set(back)]
+        returned = set(back)
+        self.moved = [path for path in self.moved if path not in returned]
         return back
 
     def empty(self) -> None:
-        """Delete what is here, and the folders that it leaves empty."""
+        """Delete what is here, and the folders that it leaves empty. What another gc took out counts as moved no more."""
+        self.moved = [path for path in self.moved if os.path.lexists(self.folder / path)]
         for folder in sorted({parent for path in self.moved for parent in list(Path(path).parents)[:-2]}, reverse=True):
             with contextlib.suppress(OSError):
                 (self.store / folder).rmdir()
@@ -109,7 +111,11 @@ def _put_back(folder: Path, store: Path, path: str) -> bool:
 
 def _held(folder: Path, prefix: str, strange: bool = False) -> Iterator[str]:
     """Paths below a folder of the trash that a gc moved there; or those that it did not."""
-    for one in sorted((folder / prefix).iterdir()):
+    try:
+        found = sorted((folder / prefix).iterdir())
+    except FileNotFoundError:  # the gc that moved it was not killed, and is done
+        return
+    for one in found:
         path = f"{prefix}{one.name}"
         ours = kind_of(path) is not None or _ROOT.fullmatch(path) is not None
         is_folder = one.is_dir() and not one.is_symlink()
