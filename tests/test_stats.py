@@ -83,6 +83,25 @@ def test_many_records_are_added_up_and_nothing_is_lost(folder: Path) -> None:
     assert before["there"]["last"]["started"] == 1027.0, "the last run of each project is kept"
 
 
+def test_records_that_only_their_user_may_move_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder with the sticky bit."""
+    for number in range(10):
+        ledger.add_record(folder, record(number))
+    before, move = ledger.totals(folder), Path.rename
+    others = set(names(folder)[::2])
+
+    def rename(path: Path, target: Path) -> Path:
+        if path.name in others:
+            raise PermissionError
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    for _ in range(2):
+        ledger.fold(folder, at=1, apart=0)
+        assert len(names(folder)) == 6 and others < set(names(folder))
+        assert ledger.totals(folder) == before
+
+
 def test_processes_that_add_up_at_once_count_each_run_once(folder: Path) -> None:
     for number in range(120):
         ledger.add_record(folder, record(number))

@@ -137,7 +137,7 @@ def fold(folder: Path, at: int = FOLD_AT, apart: int = KEPT_APART) -> None:
     own = folder / f"{name}{FOLDING}"
     own.mkdir()
     for path in (*ended[: len(ended) - apart], *_settled_sums(folder)):
-        with contextlib.suppress(FileNotFoundError):  # another process adds it up
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # another process adds it up; another user's to move
             path.rename(own / path.name)
     total = _sum_of(_readable(sorted(own.iterdir())))
     if total["projects"]:
