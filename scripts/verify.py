@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from amygdala.build import Build
 from amygdala.corpus import read_index
-from amygdala.errors import UserError
+from amygdala.errors import UserError, listed
 from amygdala.files import set_aside, write_json
 from amygdala.inspection import (
     CHANGED,
@@ -27,7 +27,7 @@ from amygdala.inspection import (
 )
 from amygdala.inventory import REPORT, Target, paths_of, targets_of, to_repair
 from amygdala.job import Say, job
-from amygdala.keys import key
+from amygdala.keys import code_memo, key, misremembered
 from amygdala.modelinfo import describe, set_model_aside
 from amygdala.plan import make_plan
 from amygdala.progress import Ticker
@@ -88,6 +88,9 @@ def check_memos(build: Build, inspection: Inspection, sheet: str | None) -> list
             lines.append(_drop(build.plan_memo, "it is not the plan of the snapshot"))
     if sheet is not None and not _is_sheet(Path(sheet)):
         lines.append(_drop(Path(sheet), "its recipes have other keys"))
+    if wrong := misremembered():
+        memo = code_memo(Path(build.store) / "memo")
+        lines.append(_drop(memo, f"{listed(wrong)} holds something else"))
     base = [Path(), build.home]
     with tempfile.TemporaryDirectory() as empty:  # no memo there: all files are read
         if Graph(build.config, base, Path(empty)).identity != build.current.graph.identity:

@@ -413,3 +413,16 @@ def test_another_way_to_work_out_digests_has_another_memo(tmp_path: Path, monkey
     (tmp_path / "keys.py").write_text(Path(keys.__file__).read_text() + "\n")
     monkeypatch.setattr(keys, "__file__", str(tmp_path / "keys.py"))
     assert keys.code_memo(tmp_path) != before
+
+
+def test_a_remembered_digest_that_is_wrong_is_found(modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memo = keys.code_memo(tmp_path)
+    code("stage", modules)
+    keys.remember_code(memo)
+    fresh(monkeypatch, memo)
+    assert keys.misremembered() == []
+    told = json.loads(memo.read_text())
+    told["modules"]["amygdala/near.py"][1] = "0" * 16
+    memo.write_text(json.dumps({**told, "sum": key(told["modules"])}))
+    fresh(monkeypatch, memo)
+    assert keys.misremembered() == ["near.py"]

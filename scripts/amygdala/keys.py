@@ -139,10 +139,19 @@ _modules: dict[Path, _Module] = {}
 
 def _module(source: Path) -> _Module:
     if source not in _modules:
-        stamp = stamp_of(source)
-        tree = ast.parse(source.read_bytes(), filename=str(source))
-        _modules[source] = _Module(stamp, key(_canonical(tree)), sorted(_imported(tree)))
+        _modules[source] = _look_at(source)
     return _modules[source]
+
+
+def _look_at(source: Path) -> _Module:
+    stamp = stamp_of(source)
+    tree = ast.parse(source.read_bytes(), filename=str(source))
+    return _Module(stamp, key(_canonical(tree)), sorted(_imported(tree)))
+
+
+def misremembered() -> list[str]:
+    """Modules whose source is not what their digest here, remembered or not, says: all are parsed."""
+    return sorted(source.name for source, module in _modules.items() if vars(_look_at(source)) != vars(module))
 
 
 def code_memo(folder: Path) -> Path:
