@@ -41,6 +41,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ def misremembered() -> list[str]:
 def code_memo(folder: Path) -> Path:
     """Where the digests of this installation's modules are remembered, by what works them out."""
     own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    return folder / f"code.{key(str(SCRIPTS), own)}.json"
+    return folder / f"code.{key(str(SCRIPTS), own, sys.version_info[:2])}.json"
 
 
 def recall_code(memo: Path) -> None:
