@@ -77,6 +77,15 @@ def unless_stored(outputs, inputs):
     return [ancient(path) for path in inputs]
 
 
+def to_come(paths):
+    """Of inputs that the job's parameters name as well, those that are yet to be made.
+
+    Snakemake's own work grows with the inputs of all jobs, and a file that is there neither triggers a job nor keeps it waiting.
+    The job needs another input beside: one without any has nothing to do (amygdala/job.py).
+    """
+    return [path for path in paths if is_forced() or not is_stored(path)]
+
+
 def emotions_to_make(emotions, outputs_of):
     """Those of a batch's emotions that lack a file. A job makes just these, whatever else it declares."""
     return [
@@ -87,11 +96,11 @@ def emotions_to_make(emotions, outputs_of):
 
 
 def get_batch_inputs(emotions, outputs_of, inputs_of):
-    """Input function of a batch: the files behind each of the emotions that it has to make."""
+    """Input function of a batch: of the files behind the emotions that it has to make those that are yet to come."""
 
     def get_inputs(wildcards):
         todo = emotions_to_make(emotions, outputs_of)
-        return [ancient(path) for emotion in todo for path in inputs_of(emotion)]
+        return [ancient(path) for emotion in todo for path in to_come(inputs_of(emotion))]
 
     return get_inputs
 
@@ -374,7 +383,7 @@ def get_quality_inputs(wildcards):
             *build.figures(emotion),
         ]
     ]
-    return unless_stored([build.quality], files)
+    return unless_stored([build.quality], to_come(files))
 
 
 def get_quality_indices(wildcards):
@@ -402,7 +411,7 @@ def get_release(wildcards):
 def get_release_vectors(wildcards):
     chosen = get_release(wildcards)
     files = [path for emotion in chosen.emotions for path in build.vectors(emotion, chosen.layers)]
-    return unless_stored(build.release(chosen), files)
+    return unless_stored(build.release(chosen), to_come(files))
 
 
 def get_release_snapshot(wildcards):
