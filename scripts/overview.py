@@ -9,6 +9,7 @@ import numpy as np
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 from amygdala.contract import Readout, load_readout
 from amygdala.files import read_json, write_bytes
@@ -61,7 +62,7 @@ def draw(readout: Readout, quality: dict[str, Any], output: Path) -> None:
         figure.colorbar(auc, ax=left, location="left", shrink=0.5)
         figure.colorbar(cosine, ax=right, shrink=0.5)
         picture = io.BytesIO()
-        figure.canvas.print_svg(picture, metadata={"Date": None})  # savefig would lay out and draw twice
+        FigureCanvasSVG(figure).print_svg(picture, metadata={"Date": None})  # savefig would lay out and draw twice
         write_bytes(output, picture.getvalue())
         plt.close(figure)
 

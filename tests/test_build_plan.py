@@ -279,7 +279,7 @@ def test_jobs_get_what_makes_snapshot_and_index_again(config: dict[str, Any], tm
     settings = build.index_settings()
     assert settings == {
         "path": build.current.index_path,
-        "facts": {"skipped": 1, "skipped_nodes": [["file", "bad", "score '11' of emotion 'joy' is outside 0-10"]]},
+        "facts": {"nodes": 60, "skipped": 1, "skipped_nodes": [["file", "bad", "score '11' of emotion 'joy' is outside 0-10"]]},
         "looked_for": ["gleeful", "joy"],
     }
     assert make_snapshot(build.graph_settings(), build.store, build.snapshot) == 60
@@ -365,6 +365,7 @@ def test_facts_hold_no_path_and_no_environment(config: dict[str, Any], tmp_path:
         "unseen",
         "report_texts",
         "key_versions",
+        "release",
         "gc",
         "gc_confirm",
     }

@@ -230,12 +230,12 @@ def test_refresh_goes_alone(project: Project, server: Faulty, words: tuple[str, 
 
 
 def test_no_url_is_kept_by_a_refresh_or_a_build(first: Project, server: Faulty, tmp_path: Path) -> None:
-    """Snakemake writes the parameters of jobs to .snakemake/; keys in a URL would stay there for ever."""
+    """Without the profile Snakemake writes the parameters of jobs to .snakemake/; keys in a URL would stay there for ever."""
     project = first.copy(tmp_path / "project")
     graph = source(server, memory_mcp_url=f"{server.mcp_url}?api_key=hidden-key")
     project.configure(graph=graph, emotions={"select": "curated", "curated": ["calm", "joy"]}, max_examples_per_emotion=30)
     for targets in (["refresh"], ["all", "changes"]):
-        assert "hidden-key" not in run(project, *targets).ok().text
+        assert "hidden-key" not in run(project, "--workflow-profile", "none", *targets).ok().text
     assert project.manifest()["concepts"] == ["calm", "joy"]
     kept = project.bytes_of(".snakemake/**/*")
     definition = sources_of(graph)[0].definition.encode()

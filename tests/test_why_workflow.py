@@ -47,9 +47,9 @@ def project(built: Project, tmp_path: Path) -> Project:
 
 
 def stored(project: Project) -> set[Path]:
-    """Files of the store, without what saves work alone: memos, and the index beside a snapshot."""
+    """Files of the store, without what saves work or tells of runs alone: memos, the index beside a snapshot, roots, the ledger."""
     files = set(project.folder.glob("store/*/**/*")) - set(project.folder.glob("store/snapshots/*.safetensors"))
-    return {path for path in files if path.is_file() and "memo" not in path.parts}
+    return {path for path in files if path.is_file() and not {"memo", "roots", "ledger"} & set(path.parts)}
 
 
 def agreed(project: Project, *targets: str, snakefile: Path = tiny.REPOSITORY / "Snakefile") -> dict[str, str]:

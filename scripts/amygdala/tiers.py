@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amygdala.errors import UserError, kept, shown
+from amygdala.errors import UserError, kept, shown_path
 
 if TYPE_CHECKING:
     from amygdala.build import Build
@@ -62,11 +62,11 @@ class Tiers:
         for given, path in zip(paths, self.paths, strict=True):
             if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises where a folder above may not be read)
                 raise UserError(
-                    f"store_read: {shown(given)} is no folder that can be read. Mount it, or take it out of store_read: what "
+                    f"store_read: {shown_path(given)} is no folder that can be read. Mount it, or take it out of store_read: what "
                     "it holds would be computed again"
                 )
             if Path(store).exists() and path.samefile(store):
-                raise UserError(f"store_read: {shown(given)} is the store itself (`store:`): take it out of store_read")
+                raise UserError(f"store_read: {shown_path(given)} is the store itself (`store:`): take it out of store_read")
 
     def take(self, paths: Iterable[str]) -> int:
         """Link each path of the own store that is missing and that a tier has; returns how many were linked.
