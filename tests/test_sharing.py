@@ -194,4 +194,4 @@ def test_a_store_that_went_away(second: Project, tier: Path) -> None:
         done = second.build()
     assert done.forwarded > 20
     assert done.jobs["Vectors of joy"] == done.jobs["Snapshot of graph.jsonl"] == 1
-    assert modes(second.folder / "store", known) == {"files": {"600"}, "folders": set()}
+    assert modes(second.folder / "store", known) == {"files": {"600"}, "folders": {"700"}}, "a root's folder"

@@ -47,7 +47,7 @@ def project(built: Project, tmp_path: Path) -> Project:
 
 
 def stored(project: Project) -> set[Path]:
-    """Files of the store, without what saves work or tells of runs alone: memos, the index beside a snapshot, roots, the ledger."""
+    """Files of the store, less what saves work or tells of runs: memos, the index beside a snapshot, roots, the ledger."""
     files = set(project.folder.glob("store/*/**/*")) - set(project.folder.glob("store/snapshots/*.safetensors"))
     return {path for path in files if path.is_file() and not {"memo", "roots", "ledger"} & set(path.parts)}
 

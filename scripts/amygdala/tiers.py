@@ -62,8 +62,8 @@ class Tiers:
         for given, path in zip(paths, self.paths, strict=True):
             if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises where a folder above may not be read)
                 raise UserError(
-                    f"store_read: {shown_path(given)} is no folder that can be read. Mount it, or take it out of store_read: what "
-                    "it holds would be computed again"
+                    f"store_read: {shown_path(given)} is no folder that can be read. Mount it, or take it out of store_read: "
+                    "what it holds would be computed again"
                 )
             if Path(store).exists() and path.samefile(store):
                 raise UserError(f"store_read: {shown_path(given)} is the store itself (`store:`): take it out of store_read")
