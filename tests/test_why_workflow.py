@@ -80,6 +80,11 @@ def change_node(project: Project) -> None:
     project.edit(joyful(project), lambda text: "That morning began with rain. " + text)
 
 
+def rename_node(project: Project) -> None:
+    """Another key of the same text: no example changes, and the release's snapshot does."""
+    project.write_nodes([{**n, "key": f"{n['key']}-renamed"} if n["key"] == joyful(project) else n for n in project.nodes()])
+
+
 def configured(**settings: Any) -> Callable[[Project], None]:
     return lambda project: project.configure(**settings)
 
@@ -101,6 +106,7 @@ def set_aside(project: Project) -> None:
 CHANGES: dict[str, tuple[Callable[[Project], None], dict[str, str]]] = {
     "nothing": (lambda project: None, {}),
     "a node": (change_node, {"examples joy": "1 text added, 1 removed", "overview": "the release changes"}),
+    "a node renamed": (rename_node, {"overview": "the release changes"}),
     "a layer added": (configured(target_layers=[1, 2]), {"vectors joy": "layer 2 is new", "heads calm": "layer 2 is new"}),
     "two poolings, neutral texts, shards": (
         configured(pooling=["mean", "last"], denoise=0.5, shards=2),

@@ -227,7 +227,7 @@ class Graph:
         self.release = self._add(
             "merge_readout",
             f"Release {chosen.key}",
-            Product("release", "", chosen.key, build.release(chosen), {**whole(*self.vectors.values()), **rows}),
+            Product("release", "", chosen.key, build.release(chosen), {**whole(*self.vectors.values(), self.snapshot), **rows}),
         )
         overview = Product("overview", "", build.overview_key, [build.overview], whole(self.release, self.quality))
         self._add("draw_overview", "Overview picture", overview)
