@@ -11,6 +11,7 @@ import pytest
 
 import garbage as script
 import tiny
+from amygdala.files import recall
 from amygdala.roots import root_id
 from project import Project, Run
 
@@ -86,7 +87,7 @@ def test_shown_confirmed_deleted_and_built_again_beside_another_gc(built: Shared
     shown = first.run("gc").ok()
     assert built.files() == before
     token = token_of(shown)
-    report = script.recall(first.folder / "results/gc.json")
+    report = recall(first.folder / "results/gc.json")
     assert report["token"] == token and report["deleted"] is None
     assert {(one["release"], one["why"]) for one in report["kept"]} == {
         (built.releases[2], "the last build"),
