@@ -17,6 +17,7 @@ report: "report/workflow.rst"
 
 
 include: "rules/start.smk"
+include: "rules/cluster.smk"
 include: "rules/common.smk"
 include: "rules/refresh.smk"
 include: "rules/releases.smk"

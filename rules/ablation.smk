@@ -20,6 +20,8 @@ else:
         conda:
             "../envs/model.yaml"
         threads: 32
+        resources:
+            **get_gpu_resources(get_model_runtime),
         params:
             model=vars(build.model),
             settings=build.capture_settings(),
@@ -44,6 +46,7 @@ else:
             update(f"{build.results}/ablation.json"),
         log:
             "logs/publish/ablation.log",
+        localrule: True
         conda:
             "../envs/light.yaml"
         params:

@@ -9,6 +9,8 @@ rule capture:
     conda:
         "../envs/model.yaml"
     threads: 32
+    resources:
+        **get_gpu_resources(get_capture_runtime),
     params:
         model=vars(build.model),
         settings=get_capture_settings,

@@ -13,8 +13,13 @@ for name in ["compare", "sweep"] if build.layers else ["sweep"]:
                 update([build.compared(name, emotion) for emotion in emotions]),
             log:
                 f"logs/{name}/batch_{number}.log",
+            group:
+                get_group("vectors")
+            localrule: runs_here()
             conda:
                 "../envs/light.yaml"
+            resources:
+                **get_light_resources(),
             params:
                 comparison=build.comparison(name),
                 indices=build.comparison_indices(name),
@@ -37,8 +42,13 @@ for name in ["compare", "sweep"] if build.layers else ["sweep"]:
             update(build.compared_all(name)),
         log:
             f"logs/{name}.log",
+        group:
+            get_group("vectors")
+        localrule: runs_here()
         conda:
             "../envs/light.yaml"
+        resources:
+            **get_light_resources(),
         params:
             chosen_for=build.swept() if name == "sweep" else None,
             most=build.config["sweep_layers"],
@@ -60,6 +70,7 @@ for name in ["compare", "sweep"] if build.layers else ["sweep"]:
             ),
         log:
             f"logs/publish/{name}.log",
+        localrule: True
         conda:
             "../envs/light.yaml"
         params:

@@ -10,8 +10,13 @@ for number, emotions in enumerate(build.batches):
             update([build.examples(emotion) for emotion in emotions]),
         log:
             f"logs/examples/batch_{number}.log",
+        group:
+            get_group("examples")
+        localrule: runs_here()
         conda:
             "../envs/light.yaml"
+        resources:
+            **get_light_resources(),
         params:
             rules=build.rules.ingredients(),
             index=build.index_settings(),

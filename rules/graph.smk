@@ -5,8 +5,13 @@ rule snapshot:
         update(build.snapshot),
     log:
         "logs/snapshot.log",
+    group:
+        get_group("examples")
+    localrule: runs_here()
     conda:
         "../envs/light.yaml"
+    resources:
+        **get_light_resources(),
     params:
         graph=build.current.graph.title,
         settings=build.graph_settings(),

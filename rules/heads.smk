@@ -13,8 +13,13 @@ for number, emotions in enumerate(build.batches):
             update([path for emotion in emotions for path in build.heads(emotion)]),
         log:
             f"logs/heads/batch_{number}.log",
+        group:
+            get_group("vectors")
+        localrule: runs_here()
         conda:
             "../envs/light.yaml"
+        resources:
+            **get_light_resources(),
         params:
             min_examples=build.config["min_examples"],
             weights=get_weights_files(),

@@ -5,8 +5,11 @@ rule make_model_ready:
         update(build.model_ready),
     log:
         f"logs/model.{build.model_key}.log",
+    localrule: build.model.kind != "gguf"
     conda:
         "../envs/model.yaml"
+    resources:
+        **get_conversion_resources(),
     params:
         model=vars(build.model),
         dtype=build.dtype,

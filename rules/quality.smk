@@ -14,8 +14,13 @@ for number, emotions in enumerate(build.batches):
             update([path for emotion in emotions for path in build.figures(emotion)]),
         log:
             f"logs/figures/batch_{number}.log",
+        group:
+            get_group("vectors")
+        localrule: runs_here()
         conda:
             "../envs/light.yaml"
+        resources:
+            **get_light_resources(),
         params:
             method=build.config["method"],
             denoise=build.config["denoise"],
@@ -38,8 +43,13 @@ rule measure_quality:
         update(build.quality),
     log:
         "logs/quality.log",
+    group:
+        get_group("vectors")
+    localrule: runs_here()
     conda:
         "../envs/light.yaml"
+    resources:
+        **get_light_resources(),
     params:
         layers=build.layers,
         files=get_quality_files(),

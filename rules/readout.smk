@@ -8,8 +8,13 @@ rule merge_readout:
         manifest=update(f"{build.store}/releases/{{key}}/manifest.json"),
     log:
         "logs/readout/{key}.log",
+    group:
+        get_group("vectors")
+    localrule: runs_here()
     conda:
         "../envs/light.yaml"
+    resources:
+        **get_light_resources(),
     params:
         layers=get_release_layers,
         vectors=get_vector_files,
@@ -32,8 +37,13 @@ rule draw_overview:
         update(build.overview),
     log:
         "logs/overview.log",
+    group:
+        get_group("vectors")
+    localrule: runs_here()
     conda:
         "../envs/light.yaml"
+    resources:
+        **get_light_resources(),
     params:
         recipes=get_recipes,
     message:
@@ -55,6 +65,7 @@ for chosen in build.selections.values():
             get_shown_results(chosen.target),
         log:
             f"logs/publish/{chosen.target}.log",
+        localrule: True
         conda:
             "../envs/light.yaml"
         params:

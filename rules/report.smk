@@ -14,6 +14,8 @@ rule score_tokens:
     conda:
         "../envs/model.yaml"
     threads: 32
+    resources:
+        **get_gpu_resources(get_model_runtime),
     params:
         model=vars(build.model),
         settings=build.capture_settings(),
@@ -37,8 +39,13 @@ rule draw_report:
         update(build.report),
     log:
         "logs/report.log",
+    group:
+        get_group("report")
+    localrule: runs_here()
     conda:
         "../envs/light.yaml"
+    resources:
+        **get_light_resources(),
     params:
         heads=get_report_heads(),
         recipes=get_recipes,
@@ -56,6 +63,7 @@ rule report:
         get_shown_report(),
     log:
         "logs/publish/report.log",
+    localrule: True
     conda:
         "../envs/light.yaml"
     params:

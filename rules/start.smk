@@ -81,6 +81,7 @@ def prepare_run():
     try:
         lock.take(lock.RUN, logger.warning)
         check_writable(path for job in workflow.dag.needrun_jobs() for path in job.output)
+        submit_with_care()
     except UserError as error:
         raise WorkflowError(str(error)) from None
     if workflow.local_exec:

@@ -6,8 +6,13 @@ rule store_neutral:
         update(build.texts("neutral")),
     log:
         "logs/texts/neutral.log",
+    group:
+        get_group("examples")
+    localrule: runs_here()
     conda:
         "../envs/light.yaml"
+    resources:
+        **get_light_resources(),
     params:
         neutral=get_neutral_path(),
         digests=get_digests(build.neutral),
@@ -26,8 +31,13 @@ rule store_unseen:
         update(build.texts("unseen")),
     log:
         "logs/texts/unseen.log",
+    group:
+        get_group("examples")
+    localrule: runs_here()
     conda:
         "../envs/light.yaml"
+    resources:
+        **get_light_resources(),
     params:
         sets=[vars(one) for one in build.unseen],
         least=build.config["min_content_chars"],

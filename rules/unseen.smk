@@ -11,8 +11,13 @@ rule score_unseen:
         picture=update(build.unseen_report[1]),
     log:
         "logs/unseen.log",
+    group:
+        get_group("vectors")
+    localrule: runs_here()
     conda:
         "../envs/light.yaml"
+    resources:
+        **get_light_resources(),
     params:
         release=build.selections["readout"].key,
         min_positive_score=build.config["min_positive_score"],
@@ -32,6 +37,7 @@ rule unseen:
         update([f"{build.results}/unseen.json", f"{build.results}/unseen.svg"]),
     log:
         "logs/publish/unseen.log",
+    localrule: True
     conda:
         "../envs/light.yaml"
     params:

@@ -12,8 +12,13 @@ for number, emotions in enumerate(build.batches):
             update([path for emotion in emotions for path in build.vectors(emotion)]),
         log:
             f"logs/vectors/batch_{number}.log",
+        group:
+            get_group("vectors")
+        localrule: runs_here()
         conda:
             "../envs/light.yaml"
+        resources:
+            **get_light_resources(),
         params:
             layers=build.layers,
             min_examples=build.config["min_examples"],

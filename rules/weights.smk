@@ -5,8 +5,13 @@ rule extract_weights:
         update(build.weights()),
     log:
         f"logs/weights.{build.weights_key}.log",
+    group:
+        get_group("vectors")
+    localrule: runs_here()
     conda:
         "../envs/model.yaml"
+    resources:
+        **get_light_resources(),
     params:
         model=vars(build.model),
         settings=build.weights_settings(),

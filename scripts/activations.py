@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amygdala import cluster
 from amygdala.batching import Batch, Budget, Texts, Wanted, ahead, batches, shard_texts
 from amygdala.errors import UserError
 from amygdala.files import check_writable, remember
@@ -290,6 +291,8 @@ def stop_on_terminate(say: Say) -> None:
 if "snakemake" in globals():
     with job(snakemake, aloud=True) as say:
         stop_on_terminate(say)
+        if placed := cluster.placed():
+            say(placed)
         params = snakemake.params
         indices = {pooling: Path(path) for pooling, path in zip(params.poolings, snakemake.output, strict=True)}
         check_model(params.model, params.settings["source"], space_of(snakemake.output[0]).parent.parent)

@@ -5,43 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from amygdala import changes
 from amygdala.batch import missing_of
 from amygdala.corpus import Index, make_index, read_index
 from amygdala.errors import UserError
+from amygdala.estimate import to_forward
 from amygdala.files import recall, write_json
 from amygdala.graph import canonical, read_snapshot
 from amygdala.job import job
 from amygdala.plan import Corpus, Rules
-from amygdala.segments import as_keys, held_rows
 from amygdala.snapshots import index_beside, index_path, names_looked_for
 from amygdala.sources import previous_of, read_live
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
-
-
-def to_forward(
-    index: Index,
-    corpus: Corpus,
-    emotions: Iterable[str],
-    layers: Sequence[int],
-    spaces: Sequence[Path],
-    neutral: Mapping[str, int],
-) -> changes.Forward:
-    """The texts of all examples and the neutral ones ({digest: characters}), and those of which the store lacks a row at one of
-    the layers in one of the spaces.
-    """
-    texts = {role.digest: int(index.chars[role.row]) for emotion in emotions for role in corpus.roles(emotion)}
-    texts |= neutral
-    digests, chars = as_keys(list(texts)), np.array(list(texts.values()), dtype=np.int64)
-    lacks = np.zeros(len(texts), dtype=bool)
-    for space in spaces:
-        for layer in layers:
-            lacks |= held_rows(space, layer).find(digests) < 0
-    return changes.Forward(int(lacks.sum()), len(texts), int(chars[lacks].sum()), recall(spaces[0] / "rate.json"))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ FITTING = ("scikit-learn", "scipy")
 # Settings that say where and how to run, not what: no key and no manifest knows them.
 RUN_ONLY = (
     *("graph", "snapshot", "max_lost_nodes", "store", "store_read", "results", "model"),
-    *("device", "device_map", "batch_tokens", "batch_size", "shards", "emotions_per_job"),
+    *("device", "device_map", "batch_tokens", "batch_size", "shards", "emotions_per_job", "cluster"),
     *("sweep_layers", "key_versions", "neutral", "families", "ablation", "unseen", "report_texts"),
     *("release", "gc", "gc_confirm"),
 )

@@ -152,3 +152,11 @@ def hub_cached(repository: str, commit: str) -> bool:
     except (errors.LocalEntryNotFoundError, UserError):
         return False
     return True
+
+
+def hub_folder(repository: str, commit: str) -> Path:
+    """Where this machine's Hugging Face cache keeps a model's files, if it has them."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"), "snapshots", commit)

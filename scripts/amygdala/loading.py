@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from amygdala.architecture import Decoder, check_causal, count_layers, cut, find_decoder, text_config
+from amygdala.cluster import gpu_given
 from amygdala.errors import UserError, shown
 from amygdala.tokens import Encoder
 
@@ -48,6 +49,11 @@ def place(settings: Mapping[str, Any]) -> torch.device:
     """
     set_threads(settings["threads"])
     device = pick_device(settings["device"], settings.get("shard", 0))
+    if settings["device"] == "auto" and device.type == "cpu" and (given := gpu_given()):
+        raise UserError(
+            f"device: SLURM gave this job a GPU ({shown(given)}), but torch {torch.__version__} finds none that it can use. "
+            "See that it is built for the node's driver, or say `device: cpu`; with that jobs ask for no GPU"
+        )
     if settings["device_map"] and settings["device"] in ("cpu", "mps"):
         spread = f"device_map: {settings['device_map']} spreads a model over GPUs"
         raise UserError(f"{spread}; with device: {settings['device']} set it to null")
