@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def matmul_peak(device: torch.device) -> float:
     best = 0.0
     for size in sizes:
         first, second = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-        best = max(best, 2 * size**3 / seconds(lambda a=first, b=second: a @ b, device, rounds))
+        best = max(best, 2 * size**3 / seconds(partial(torch.matmul, first, second), device, rounds))
     return best
 
 
@@ -128,7 +129,7 @@ def main() -> None:
                 for s in range(0, len(texts), size)
             ]
             run(capture, made[:2])
-            rate = given.texts * given.tokens / seconds(lambda made=made: run(capture, made), device, 1)
+            rate = given.texts * given.tokens / seconds(partial(run, capture, made), device, 1)
             print(f"{made[0].ids.size:13} {rate:10.0f} {rate * work / 1e12:9.3f} {rate * work / peak:12.2f}", flush=True)
         recovery(capture, texts, device)
 

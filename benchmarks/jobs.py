@@ -10,6 +10,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
@@ -72,7 +73,7 @@ def sample_graph(at_most: int = 60, seed: int = 0) -> Job:
     return paired(labelled, seed, at_most)
 
 
-CORPORA = {"goemotions": goemotions, "sample": sample_graph}
+CORPORA: dict[str, Callable[[], Job]] = {"goemotions": goemotions, "sample": sample_graph}
 
 
 def texts_of(job: Job) -> list[str]:

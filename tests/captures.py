@@ -61,7 +61,7 @@ class Watch:
 
     def clear(self) -> None:
         for notes in (self.loads, self.forwarded, self.shapes, self.given):
-            notes.clear()  # type: ignore[attr-defined]
+            notes.clear()
 
 
 class Run:

@@ -89,7 +89,7 @@ class Faulty(ThreadingHTTPServer):
 
     def __init__(
         self,
-        nodes: Mapping[str, str] | None = None,
+        nodes: dict[str, str] | None = None,
         *faults: Fault,
         size: int = 2,
         pages: Pages | None = None,
@@ -209,7 +209,7 @@ class Handler(BaseHTTPRequestHandler):
             self._serve("stream", None, lambda: self._send(405, b""))
         else:
             query = parse_qs(urlsplit(self.path).query)
-            self._serve("page", None, lambda: self._json(self.server.pages((query.get("cursor") or [None])[0])))
+            self._serve("page", None, lambda: self._json(self.server.pages(query["cursor"][0] if "cursor" in query else None)))
 
     def do_DELETE(self) -> None:
         self._serve("end", None, lambda: self._send(200, b""))
@@ -270,7 +270,7 @@ class Handler(BaseHTTPRequestHandler):
     def _huge(self, label: str, message: Any, headers: Mapping[str, str]) -> None:
         """An answer of 100 MB, most of them the text of one node."""
         if label == "page":
-            whole = {"nodes": [{"key": "big", "text": "…"}]}
+            whole: dict[str, Any] = {"nodes": [{"key": "big", "text": "…"}]}
         else:
             content = {"text": "…"} if label == "render_node" else {"entities": [{"name": "big", "observations": ["…"]}]}
             whole = {"jsonrpc": "2.0", "id": message["id"], "result": {"content": [], "structuredContent": content}}

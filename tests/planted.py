@@ -86,9 +86,9 @@ class World:
         self.examples[emotion] = made
         label = np.array([positive for _, positive in sides])
         by_layer = {layer: (rows_of or directed())(random, label) + self.centre(layer) for layer in self.layers}
-        for at, text in enumerate(made):
-            self.rows[text.digest] = {layer: rows[at] for layer, rows in by_layer.items()}
-            self.pooled[text.digest] = 7
+        for at, example in enumerate(made):
+            self.rows[example.digest] = {layer: rows[at] for layer, rows in by_layer.items()}
+            self.pooled[example.digest] = 7
 
     def together(self) -> dict[str, list[list[Any]]]:
         """As the plan has it: {emotion: [[other, share of the emotion's positives that are the other's too], ...]}"""
@@ -138,7 +138,8 @@ class World:
         families: Mapping[str, Sequence[str]] | None = None,
     ) -> dict[str, Any]:
         """quality.json of a build in `folder`; meddle: what is done to the vectors' files before anything reads them."""
-        reader, weights, files = self.store(folder), self.weights(folder), {}
+        reader, weights = self.store(folder), self.weights(folder)
+        files: dict[str, dict[str, Any]] = {}
         for number, (name, examples) in enumerate(self.examples.items()):
             own = folder / str(number)
             own.mkdir()

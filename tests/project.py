@@ -84,11 +84,11 @@ class Project:
         """Change the text (tag line included) of one node."""
         self.write_nodes([{**n, "text": change(n["text"])} if n["key"] == key else n for n in self.nodes()])
 
-    def command(self, *arguments: str, snakefile: Path = REPOSITORY / "Snakefile") -> list[str]:
+    def command(self, *arguments: str, snakefile: Path | str = REPOSITORY / "Snakefile") -> list[str]:
         where = ["--snakefile", str(snakefile), "--directory", str(self.folder)]
         return [sys.executable, "-m", "snakemake", *where, "--cores", "2", *arguments]
 
-    def run(self, *arguments: str, snakefile: Path = REPOSITORY / "Snakefile", **environment: str) -> Run:
+    def run(self, *arguments: str, snakefile: Path | str = REPOSITORY / "Snakefile", **environment: str) -> Run:
         done = subprocess.run(
             self.command(*arguments, snakefile=snakefile),
             cwd=self.folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class FakeStore:
     def build(
         self,
         results: str,
-        emotions: dict[str, Iterable[int]],
+        emotions: Mapping[str, Iterable[int]],
         pooling: str = "mean",
         code: str = "c",
         finished: bool = True,

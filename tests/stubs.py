@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from amygdala.modelweights import write_weights
+from amygdala.segments import Reader
 from amygdala.vectorfile import write_vector
 
 SIDES = ("positive", "negative")
@@ -20,7 +21,7 @@ def digest_of(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
-class StubReader:
+class StubReader(Reader):
     """Rows by digest; refuses digests, layers and kinds that it was not given, and remembers what was read."""
 
     def __init__(self, layouts: dict[int, dict[str, Any]] | None = None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def projection_of(capture: Capture, layer: int) -> Projection:
 
 def parts(capture: Capture, layer: int, head: int) -> torch.Tensor:
     """W_O,h [hidden, head_dim], a view of the model's own weight."""
-    block = capture.decoder.layers[layer]
+    block: Any = capture.decoder.layers[layer]
     width = projection_of(capture, layer).head_dim
     of_head = slice(head * width, (head + 1) * width)
     if hasattr(block, "attn"):  # GPT-2: [inputs, outputs]
@@ -103,7 +104,7 @@ def test_mean_equals_zero_and_what_the_means_write(capture: Capture) -> None:
             written = sum(kept[layer, head] @ torch.from_numpy(fill[layer][head]).float() for head in heads)
             for head in heads:
                 parts(capture, layer, head).zero_()
-            block = capture.decoder.layers[layer]
+            block: Any = capture.decoder.layers[layer]
             module = block.attn.c_proj if hasattr(block, "attn") else block.self_attn.o_proj
             hooks.append(module.register_forward_hook(lambda module, inputs, output, written=written: output + written))
         expected = rows_of(capture)
@@ -148,6 +149,7 @@ def test_what_attention_returned_is_left_as_it_was(capture: Capture) -> None:
 
 def test_nothing_ablated_is_intact(capture: Capture) -> None:
     intact = rows_of(capture)
+    heads: Mapping[int, list[int]]
     for heads in ({}, {1: []}):
         with ablated(capture.projections, heads):
             found = rows_of(capture)

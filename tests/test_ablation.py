@@ -249,7 +249,7 @@ def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def examples_of(seed: int, held_out: int = 9) -> list[dict[str, Any]]:
     """12 training texts a side, `held_out` held out; a positive has one to three letters, every third negative one."""
-    found = []
+    found: list[dict[str, Any]] = []
     for side, split, count in itertools.product(("positive", "negative"), ("train", "held_out"), (12, held_out)):
         if count == (12 if split == "train" else held_out):
             for number in range(count):

@@ -336,7 +336,7 @@ def test_other_errors_are_not_taken_for_memory(run: Run, monkeypatch: pytest.Mon
 def test_disk_full_while_flushing(
     run: Run, watch: Watch, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, reason: int, full_after: int
 ) -> None:
-    real, written = os.replace, []
+    real, written = os.replace, list[str]()
 
     def replace(source: Path, target: Path) -> None:
         if "layer_" in str(target):

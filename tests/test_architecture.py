@@ -117,7 +117,7 @@ def test_cut_of_a_decoder_alone_takes_blocks_only() -> None:
     decoder = decoder_of(*linears(4))
     architecture.cut(decoder.module, decoder, 1)
     assert len(decoder.layers) == 1
-    assert decoder.module.get_input_embeddings() is decoder.module.embed
+    assert isinstance(decoder.module, Embedded) and decoder.module.get_input_embeddings() is decoder.module.embed
 
 
 @pytest.mark.parametrize(("last", "runs"), [(0, [0]), (2, [0, 1, 2]), (-1, [0, 1, 2, 3])])
@@ -193,6 +193,9 @@ def test_a_last_block_that_does_not_run_is_refused() -> None:
 class Attention(nn.Module):
     """Attention of `n_heads`, with values of `head_dim` and queries of `width`, by transformers' AttentionInterface."""
 
+    gate: nn.Module
+    output: nn.Module
+
     def __init__(self, n_heads: int, head_dim: int, width: int | None = None, calls: int = 1, **parts: nn.Module) -> None:
         super().__init__()
         self.config = SimpleNamespace(_attn_implementation="sdpa")
@@ -232,7 +235,7 @@ class Recurrent(nn.GRU):
     def __init__(self) -> None:
         super().__init__(HIDDEN, HIDDEN, batch_first=True)
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: Any, _: Any = None) -> Any:
         return super().forward(states)[0]
 
 
@@ -317,11 +320,11 @@ def test_attention_that_cannot_be_watched_is_looked_through_by_name(monkeypatch:
 
     named = nn.Sequential()
     named.add_module("self_attention", nn.Sequential())
-    named.self_attention.add_module("dense", nn.Linear(14, HIDDEN))
+    named.get_submodule("self_attention").add_module("dense", nn.Linear(14, HIDDEN))
     model = Own(named, nn.Linear(HIDDEN, HIDDEN))
     found = architecture.find_projections(Decoder(model, model.layers), CONFIG)
     assert isinstance(found[0], Projection)
-    assert found[0].module is named.self_attention.dense
+    assert found[0].module is named.get_submodule("self_attention.dense")
     assert (found[0].n_heads, found[0].head_dim) == (7, 2)
     assert isinstance(found[1], NoHeads)
 

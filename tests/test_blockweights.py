@@ -189,6 +189,7 @@ def assert_along(change: torch.Tensor, neuron: np.ndarray) -> None:
 def test_a_neuron_that_fires_moves_the_mlp_along_its_direction(case: Case) -> None:
     for layer in case.layers:
         for name in linear_of(case.kind, layer.number):
+            assert layer.neurons is not None
             down = layer.block.get_submodule(name)
             child = layer.block.get_submodule(name.split(".")[0])
             for neuron in (0, 13):
@@ -219,6 +220,7 @@ def test_a_neuron_of_fused_experts_moves_the_mlp_along_its_direction(case: Case)
         entry = fused_of(case.kind, layer.number)
         if entry is None:
             continue
+        assert layer.neurons is not None
         name, sides, up_name, rows = entry
         down = layer.block.get_parameter(name)
         up = layer.block.get_parameter(up_name if "." in up_name else f"{name.rpartition('.')[0]}.{up_name}")
@@ -241,7 +243,7 @@ def test_a_neuron_of_fused_experts_moves_the_mlp_along_its_direction(case: Case)
 
 def test_neurons_of_length_zero_stay_zero_and_others_are_the_columns() -> None:
     decoder = decoder_of("llama")
-    weight = decoder.layers[1].mlp.down_proj.weight
+    weight = decoder.layers[1].get_parameter("mlp.down_proj.weight")
     weight.data[:, 5] = 0
     _, neurons, _ = block_weights(decoder, 1, NoHeads("not asked for"))
     assert neurons is not None and not neurons[5].any() and np.isfinite(neurons).all()
@@ -267,7 +269,7 @@ def test_square_matrices_are_told_apart_by_what_they_do(kind: str, size: int) ->
     """As many neurons as the hidden size, and a fused gate and up projection that is as wide: shapes tell nothing."""
     names = {"llama": "mlp.down_proj.weight", "mixtral": "mlp.experts.down_proj", "opt": "fc2.weight"}
     name = names[kind]
-    decoder = decoder_of(kind, **{"ffn_dim" if kind == "opt" else "intermediate_size": size})
+    decoder = decoder_of(kind, torch.float32, **{"ffn_dim" if kind == "opt" else "intermediate_size": size})
     for layer in layers_of(decoder):
         weight = layer.block.get_parameter(name).detach()
         assert layer.facts["neurons_of"] == [[name, size if kind != "mixtral" else 4 * size]]
@@ -302,7 +304,7 @@ def test_experts_in_a_list_are_found_also_where_no_token_meets_them() -> None:
     mlp = Experts()
     _, (_, neurons, facts) = with_mlp(mlp)
     assert facts["neurons_of"] == [[f"mlp.experts.{expert}.2.weight", 20] for expert in range(6)]
-    columns = torch.cat([expert[2].weight.detach().T for expert in mlp.experts])
+    columns = torch.cat([expert.get_parameter("2.weight").detach().T for expert in mlp.experts])
     assert np.abs(neurons - (columns / columns.norm(dim=1, keepdim=True)).numpy()).max() < 5e-4
 
 

@@ -141,7 +141,7 @@ def test_a_vector_against_its_key(tmp_path: Path) -> None:
             check(wrong)
     for change in ({"emotion": "calm"}, {"layer": 2}, {"training": "0" * 16}):
         with pytest.raises(DamagedFileError):
-            check(vector, **change)  # type: ignore[arg-type]
+            check(vector, **change)
 
 
 def test_a_release_row_for_row() -> None:

@@ -194,6 +194,7 @@ def test_a_choice_with_fewer_emotions_comes_after_those_that_measure_all() -> No
 
 
 def test_nothing_measured_is_said() -> None:
+    results: dict[str, Any]
     for results in ({}, {"joy": []}, of_emotions({"joy": {"lda": None}})):
         report = comparison.compared(results)
         assert report["ranking"] == [] and report["in_words"] == "nothing is held out: no choice can be measured"
@@ -337,8 +338,8 @@ def test_a_denoised_vector_has_nothing_of_what_was_taken_out(name: str) -> None:
     texts = examples()
     sides = [np.stack([store.row(2, t.digest) for t in texts if t.digest[-1] == end]) for end in "ab"]
     components = neutral.components(2)
-    cleaned = [neutral(2, side) for side in sides]
-    direction = direction_of(Recipe(name, 0.9), *cleaned, components)
+    positive, negative = (neutral(2, side) for side in sides)
+    direction = direction_of(Recipe(name, 0.9), positive, negative, components)
     assert np.abs(components @ direction).max() < 1e-9 * np.linalg.norm(direction)
     if name != "pca":  # which goes by what the texts vary by most, planted or not
         assert line["auc"] > 0.75, "read out on rows that have the loud direction still"

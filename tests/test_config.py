@@ -189,8 +189,9 @@ def test_unknown_key_of_the_command_line_has_no_file() -> None:
 
 
 def test_unknown_key_that_is_no_string() -> None:
+    unknown: dict[Any, Any] = {3: 1}
     with pytest.raises(UserError, match="unknown key '3'"):
-        check(merged({3: 1}), SCHEMA, [CONFIG])
+        check(merged(unknown), SCHEMA, [CONFIG])
 
 
 def test_unknown_key_with_control_characters_is_shown_escaped() -> None:

@@ -329,7 +329,7 @@ class Answer(BaseHTTPRequestHandler):
         if self.server.failures:
             return self.reply(self.server.failures.pop(0))
         if self.server.refusal:
-            return self.reply(self.server.refusal[0], **self.server.refusal[1])
+            return self.reply(self.server.refusal[0], b"", **self.server.refusal[1])
         for start, answer in (("/api/models/org/name", self.api), ("/org/name/resolve/", self.resolve)):
             if path.startswith(start):
                 return answer(path.removeprefix(start))

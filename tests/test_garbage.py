@@ -655,7 +655,7 @@ def test_whatever_was_built_all_that_is_kept_is_whole_and_nothing_else_is_left(f
         names = draw.sample(["joy", "calm", "grief"], draw.randint(1, 3))
         emotions = {name: draw.sample(range(12), draw.randint(1, 5)) for name in names}
         results = draw.choice([MINE, YOURS])
-        given = {"pooling": draw.choice(["mean", "last"]), "code": draw.choice("ab"), "beside": draw.random() < 0.5}
+        given: Any = {"pooling": draw.choice(["mean", "last"]), "code": draw.choice("ab"), "beside": draw.random() < 0.5}
         made = fake.build(results, emotions, **given)
         of = builds.setdefault(results, [])
         of[:] = [one for one in of if one[0] != made[0]] + [made]

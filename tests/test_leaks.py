@@ -158,8 +158,8 @@ def poisoned(index: Path, digests: set[str], folder: Path) -> Path:
         for rows in values.values():
             rows[hit] = 1e6
         counts = np.ones(len(everything))
-        rows = Rows(everything, values["residual"], values["heads"], counts, counts, 0 * counts)
-        write_segment(space, layer, rows, reader.layout(layer))
+        replaced = Rows(everything, values["residual"], values["heads"], counts, counts, 0 * counts)
+        write_segment(space, layer, replaced, reader.layout(layer))
     target = space / "index" / "shard_0.safetensors"
     write_index(target, as_keys(everything), {layer: held_rows(space, layer) for layer in (1, 2)}, {})
     return target

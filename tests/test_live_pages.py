@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_a_next_page_on_another_server_is_never_asked() -> None:
             f"https://127.0.0.1:{port}/nodes",  # another scheme
         ):
             server.seen.clear()
-            server.pages = lambda _, address=address: {"nodes": [{"key": "a", "text": "x"}], "next": address}
+            server.pages = partial(lambda address, _: {"nodes": [{"key": "a", "text": "x"}], "next": address}, address)
             shown = address.replace("user:pass@", "").partition("?")[0]
             shown = shown if "://" in shown else f"http:{shown}"
             words = f"the next page lies on another server ('{shown}'): not followed"
@@ -213,7 +214,7 @@ def test_a_knowledge_graph_in_pages_is_refused() -> None:
 
 def test_a_last_page_that_leads_on_by_another_name_is_refused() -> None:
     """The usual `next` is followed without being set; what stands beside it is not."""
-    pages = {None: {"next": "p2"}, "p2": {"next": None, "next_cursor": "p3"}}
+    pages: dict[str | None, dict[str, Any]] = {None: {"next": "p2"}, "p2": {"next": None, "next_cursor": "p3"}}
     with Faulty(pages=lambda given: {"nodes": [{"key": str(given), "text": "x"}], **pages[given]}) as server:
         assert failure(http(server)).endswith(": the answer has 'next_cursor', which may lead to more nodes: set `next` to it")
         assert paths(server) == ["/nodes", "/nodes?cursor=p2"]
@@ -353,7 +354,7 @@ def test_answers_without_a_list(answer: Any, holds: str) -> None:
 def test_items_may_be_the_answer_itself_or_deep_within() -> None:
     records = [{"key": "a", "text": "x"}]
     for path, answer in (("", records), ("data.0.nodes", {"data": [{"nodes": records}]})):
-        with Faulty(pages=lambda _, answer=answer: answer) as server:
+        with Faulty(pages=partial(lambda answer, _: answer, answer)) as server:
             assert texts(http(server, items=path)) == {"a": "x"}
 
 

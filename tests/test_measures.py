@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random as python_random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_a_salt_that_is_no_valid_text() -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("levels", [2, 5, 1000])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_aucs_against_scikit_learn_with_ties(seed: int, levels: int, dtype: type) -> None:
+def test_aucs_against_scikit_learn_with_ties(seed: int, levels: int, dtype: Any) -> None:
     random = np.random.default_rng(seed)
     n, m = random.integers(1, 40, size=2)
     positive = ((random.integers(0, levels, size=(n, 7)) + levels // 5) / 7).astype(dtype)

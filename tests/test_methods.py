@@ -140,9 +140,9 @@ def test_rows_that_give_no_direction_are_refused(direction: Direction) -> None:
     for sides in ((none, rows), (rows, none)):
         with pytest.raises(ValueError, match="a direction needs both"):
             direction(*sides)
-    for sides in ((rows, np.ones((3, 5))), (rows, np.ones(4)), (np.ones(4), rows)):
+    for uneven in ((rows, np.ones((3, 5))), (rows, np.ones(4)), (np.ones(4), rows)):
         with pytest.raises(ValueError, match="not rows of one width"):
-            direction(*sides)
+            direction(*uneven)
     for value in (np.nan, np.inf):
         broken = rows.copy()
         broken[1, 2] = value

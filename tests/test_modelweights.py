@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_not_written(o_proj: Any, neurons: Any, facts: dict
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["o_proj", "neurons"])
 def test_weights_that_are_no_numbers_are_refused(name: str, value: float, tmp_path: Path) -> None:
-    both = {"o_proj": O_PROJ.copy(), "neurons": np.tile(NEURONS, (500, 1))}
+    both: dict[str, np.ndarray] = {"o_proj": O_PROJ.copy(), "neurons": np.tile(NEURONS, (500, 1))}
     both[name][-1, -1] = value
     with pytest.raises(UserError, match=rf"^model: layer 3 has weights \({name}\) that are not finite numbers; it is damaged$"):
         write_weights(tmp_path / "file", both["o_proj"], both["neurons"], FACTS)

@@ -67,7 +67,7 @@ MADE_WORDS = [
 
 def made_nodes(chance: random.Random, count: int) -> list[Node]:
     """Texts with mentions, labels, duplicates and all scores. Of 3 words at most, they are near duplicates or strangers."""
-    made = []
+    made: list[Node] = []
     while len(made) < count:
         text = " ".join(chance.choices(MADE_WORDS, k=chance.randrange(1, 4)))
         if len(text.replace("-", " ").replace("_", " ").replace(":", " ").split()) <= 3:

@@ -47,7 +47,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_the_snapshot_by_hand(path: Path) -> None:
     nodes = [RawNode("b", "Text é.\njoy:9", time="2024"), RawNode("a", "Text.", time=None)]
-    differences = refresh.refresh(settings(path, FIRST), [].append, lambda *_: nodes)
+    differences = refresh.refresh(settings(path, FIRST), list[str]().append, lambda *_: nodes)
     header, *lines = path.read_text(encoding="utf-8").splitlines()
     (source,) = sources_of(FIRST)
     facts = {"definition": source.definition, "nodes": 2}
@@ -79,8 +79,8 @@ def test_differences_are_counted_and_told(path: Path) -> None:
 
 def test_a_time_alone_is_no_change_but_is_written(path: Path) -> None:
     given = settings(path, FIRST)
-    refresh.refresh(given, [].append, lambda *_: [RawNode("a", "x", time="1")])
-    assert refresh.refresh(given, [].append, lambda *_: [RawNode("a", "x", time="2")]) == {"first": ([], [], [])}
+    refresh.refresh(given, list[str]().append, lambda *_: [RawNode("a", "x", time="1")])
+    assert refresh.refresh(given, list[str]().append, lambda *_: [RawNode("a", "x", time="2")]) == {"first": ([], [], [])}
     assert read_live(path)["first"][0].time == "2"
 
 
@@ -130,7 +130,7 @@ def test_nothing_is_written_where_the_second_source_fails(path: Path, old: bytes
         return [RawNode("a", "1")]
 
     with pytest.raises(UserError, match=r"^no luck$"):
-        refresh.refresh(settings(path, FIRST, SECOND), [].append, fetching)
+        refresh.refresh(settings(path, FIRST, SECOND), list[str]().append, fetching)
     assert (path.read_bytes() if path.exists() else None) == old
     assert list(path.parent.iterdir()) == ([path] if old is not None else [])
 
@@ -145,10 +145,10 @@ def test_nothing_is_written_where_a_server_fails(monkeypatch: pytest.MonkeyPatch
     with Faulty(NODES) as good, Faulty(NODES, Fault("500", label, after)) as bad:
         given = settings(path, http(good, name="good"), of(bad))
         with pytest.raises(UserError, match="HTTP 500 no luck, 3 times"):
-            refresh.refresh(given, [].append, fetch)
+            refresh.refresh(given, list[str]().append, fetch)
         assert path.read_bytes() == old
         bad.faults = ()
-        refresh.refresh(given, [].append, fetch)
+        refresh.refresh(given, list[str]().append, fetch)
         assert {name: {raw.key: raw.text for raw in raws} for name, raws in read_live(path).items()} == {
             "good": NODES,
             "journal": NODES,
@@ -180,7 +180,7 @@ def test_bad_nodes_skip_bears_half_a_surrogate_pair(path: Path) -> None:
 
 def test_the_same_key_twice_is_refused(path: Path) -> None:
     with pytest.raises(UserError, match="node 'a': the key 'a' is given twice"):
-        refresh.refresh(settings(path, FIRST), [].append, lambda *_: [RawNode("a", "1"), RawNode("a", "2")])
+        refresh.refresh(settings(path, FIRST), list[str]().append, lambda *_: [RawNode("a", "1"), RawNode("a", "2")])
     assert not path.exists()
 
 

@@ -46,7 +46,8 @@ class Shelf:
         self.store, self.results = folder / "store", folder / "results"
 
     def add(self, target: str = "readout", made: float = 0.0, files: bool = True, **told: Any) -> str:
-        recipe = {"kind": "release", "target": target, "vectors": {"joy": "a", "calm": "b"}, "layers": [1, 2], "quality": "q1"}
+        recipe: dict[str, Any] = {"kind": "release", "target": target, "quality": "q1"}
+        recipe |= {"vectors": {"joy": "a", "calm": "b"}, "layers": [1, 2]}
         recipe |= {name: told.pop(name) for name in ("vectors", "layers", "quality") if name in told}
         manifest = {"concepts": sorted(recipe["vectors"]), "layers": recipe["layers"], "snapshot": {"key": "s1", "nodes": 2}}
         manifest |= {"config": {"seed": 0, "emotions": {}}, "model": {"name": "m"}, "versions": {"torch": "2.12"}, **told}

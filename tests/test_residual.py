@@ -265,7 +265,7 @@ def test_out_of_memory_halves_the_batch(folder: Folder, limit: int, parts: list[
         batch = sorted_batch(capture)
         expected = capture(batch)
         memory = Memory(capture, limit)
-        budget, said = Budget(100_000), []
+        budget, said = Budget(100_000), list[str]()
         made = capture.each(batch, budget, said.append)
     assert [len(part) for part, _ in made] == [count for count, _ in memory.fitted] == parts
     assert [int(position) for part, _ in made for position in part.positions] == list(range(10))

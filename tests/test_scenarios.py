@@ -133,7 +133,7 @@ def test_a_function_in_an_imported_module(project: Project, repository: Path) ->
     assert project.bytes_of("results/readout/*") == published
 
 
-def installed(folder: Path, **versions: str) -> dict[str, str]:
+def installed(folder: Path, **versions: str) -> dict[str, Any]:
     """The environment of a Python to which other versions of these packages are installed (their code is as it was)."""
     for package, version in versions.items():
         info = folder / f"{package.replace('-', '_')}-{version}.dist-info"

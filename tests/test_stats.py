@@ -162,6 +162,8 @@ def test_a_record_is_open_until_its_run_ends(folder: Path) -> None:
 class NothingToRun(list[None]):
     """What a RunRecord looks at of a workflow whose targets are there, and its graph of jobs."""
 
+    targetjobs: list[Any]
+
     def __init__(self, *files: str) -> None:
         super().__init__()
         self.dag, self.scheduler, self.dryrun, self.touch = self, self, False, False

@@ -343,8 +343,8 @@ def test_every_file_that_a_build_names_is_taken(config: dict[str, Any], tmp_path
     assert kinds == {*stages, "overviews", "compare", "ablation", "unseen", "tokens", "reports"}
     for name in named:
         put(tmp_path / "tier" / name)
-    memo = [path.relative_to("store") for path in Path("store/memo").glob("plan.*")]
-    index = Path(build.current.index_path).relative_to("store")
+    memo = [str(path.relative_to("store")) for path in Path("store/memo").glob("plan.*")]
+    index = build.current.index_path.removeprefix("store/")
     for name in (*memo, index):
         put(tmp_path / "tier" / name).write_bytes((Path("store") / name).read_bytes())
     shared = Build({**config, "store": "fresh", "store_read": ["tier"]}, REPOSITORY, share=True)

@@ -81,7 +81,7 @@ def expected_difference(reader: StubReader, layer: int, train: tuple[int, int] =
     for side, count in zip(SIDES, train, strict=True):
         rows = [reader.values[layer, RESIDUAL, digest].astype(np.float64) for digest in digests("train", side, count)]
         means.append(sum(rows) / count)
-    return means[0] - means[1]
+    return np.asarray(means[0] - means[1])
 
 
 def test_only_training_rows_are_read(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_texts_without_a_row_count_in_no_vector(tmp_path: Path) -> None:
         means.append(sum(rows) / len(rows))
     with_short(reader, 2, RESIDUAL)
     assert vectors.make_vectors("joy", examples, reader, PLAIN, {2: tmp_path / "v"}, 2) == [2]
-    difference = means[0] - means[1]
+    difference = np.asarray(means[0] - means[1])
     assert np.allclose(read_vector(tmp_path / "v"), difference / math.hypot(*difference.tolist()), atol=1e-7)
     assert read_facts(tmp_path / "v")["used"] == {"positive": 2, "negative": 5}
 

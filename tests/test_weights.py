@@ -62,7 +62,7 @@ def test_gpt2_keeps_its_matrices_the_other_way_round(tmp_path: Path) -> None:
     make_weights(settings_of(model), outputs(tmp_path, 2), print)
     stored, weights = load_file(model / "model.safetensors"), read_weights(tmp_path / "layer_002.safetensors")
     assert np.array_equal(weights.o_proj, stored["transformer.h.2.attn.c_proj.weight"].numpy().T)  # type: ignore[arg-type]
-    assert np.abs(weights.neurons - unit(stored["transformer.h.2.mlp.c_proj.weight"].T)).max() < 5e-4  # type: ignore[operator]
+    assert np.abs(weights.neurons - unit(stored["transformer.h.2.mlp.c_proj.weight"].T)).max() < 5e-4
 
 
 def test_a_model_without_attention_has_reasons(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -520,7 +521,7 @@ def test_odd_paths_work(built: Project, tmp_path: Path) -> None:
     assert len(project.bytes_of("store é/b/examples/*")) == 3
 
 
-BAD = {
+BAD: dict[str, tuple[Callable[[Project], Any], str | re.Pattern[str]]] = {
     "no key": (lambda p: append(p, {"text": "A text without a key."}), "graph.jsonl:421: the node has no 'key'"),
     "broken line": (lambda p: append_raw(p, '{"key": "a'), "graph.jsonl:421: not a line of JSON"),
     "score": (
