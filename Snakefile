@@ -47,6 +47,7 @@ if build is not None:
         include: "rules/quality.smk"
         include: "rules/readout.smk"
         include: "rules/changes.smk"
+        include: "rules/plan.smk"
         include: "rules/ablation.smk"
         include: "rules/unseen.smk"
         include: "rules/report.smk"
@@ -54,6 +55,7 @@ if build is not None:
 
         localrules:
             changes,
+            plan,
             verify,
 
     else:

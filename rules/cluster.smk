@@ -22,8 +22,10 @@ if submits:
     slurm.share_what_groups_ask_for()
     if slurm.PLUGIN in sys.modules:
         slurm.mend(sys.modules[slurm.PLUGIN])
-    if not workflow.is_main_process and cores_given():
-        workflow.global_resources["_cores"] = cores_given()
+    if not workflow.is_main_process:
+        slurm.pass_on_terminate()
+        if cores_given():
+            workflow.global_resources["_cores"] = cores_given()
 
 
 def get_group(name):
@@ -88,3 +90,28 @@ def submit_with_care():
         folder = slurm.RUNS.absolute()
         slurm.begin_run(run_id, folder)
         atexit.register(slurm.end_run_surely, run_id, folder)
+
+
+def get_planned_gpus(wildcards):
+    try:
+        return get_gpu_count()
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def get_planned_weights(wildcards):
+    return weights_bytes(build.model, build.model_ready)
+
+
+def get_planned_files(wildcards):
+    """What a build of the readout makes before the captures, by each of them, and after them."""
+    texts = [build.texts("neutral")] if build.neutral else []
+    shards = {f"shard {n}": build.captured(key) for n, key in enumerate(build.index_keys)}
+    made = [path for emotion in build.emotions for path in build.vectors(emotion)]
+    made += [path for emotion in build.emotions for path in build.heads(emotion)]
+    made += [path for emotion in build.emotions for path in build.figures(emotion)]
+    return {
+        "before": [*texts, *(build.examples(emotion) for emotion in build.emotions)],
+        **shards,
+        "after": [*made, *build.weights(), *get_stored("readout")],
+    }

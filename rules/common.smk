@@ -30,7 +30,7 @@ def get_nothing(wildcards):
 
 def get_refused():
     """The targets that need a build, where there is none."""
-    names = [*STAGES, *LAYERED, "changes", "selection", "why", "verify", "gc"]
+    names = [*STAGES, *LAYERED, "changes", "plan", "selection", "why", "verify", "gc"]
     if pinned is not None:
         names.remove("readout")
         names += [f"emotion_{emotion}" for emotion in pinned.manifest["concepts"]]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,8 @@ import pytest
 import tiny
 
 if TYPE_CHECKING:
+    from lab import Lab
+
     from captures import Run, Watch
     from segmented import Store
 
@@ -48,6 +53,22 @@ def store(tmp_path: Path) -> Store:
     from segmented import make_store
 
     return make_store(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """A SLURM cluster for all tests that ask for one. (Its sockets need a short path.)"""
+    from lab import Lab, NoSlurmError
+
+    folder = Path(tempfile.mkdtemp(prefix="slurm."))
+    try:
+        cluster = Lab(folder)
+    except NoSlurmError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        pytest.skip(f"no SLURM here: {error}")
+    yield cluster
+    cluster.stop()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -56,16 +56,16 @@ class Project:
         self.folder = folder
 
     @classmethod
-    def make(cls, folder: Path, nodes: list[dict[str, Any]], **config: Any) -> Project:
+    def make(cls, folder: Path, nodes: list[dict[str, Any]], **config: Any) -> Self:
         project = cls(folder)
         folder.mkdir(parents=True, exist_ok=True)
         project.configure(**{"graph": "graph.jsonl", **config})
         project.write_nodes(nodes)
         return project
 
-    def copy(self, folder: Path) -> Project:
+    def copy(self, folder: Path) -> Self:
         shutil.copytree(self.folder, folder, symlinks=True)
-        return Project(folder)
+        return type(self)(folder)
 
     def configure(self, **changes: Any) -> None:
         path = self.folder / "config.yaml"

@@ -4,6 +4,7 @@ GPU hours.
 - A status query that fails a few times makes it forget its jobs and wait for ever; a job that SLURM no longer lists does too.
 - Each job that failed is tried again `--retries` times, one with a wrong setting too. Here only those are that more memory,
   more time or another node can help.
+- Of SLURM's signal that a job's time is up, or that someone cancelled it, the job's script hears nothing.
 - A job group asks for the sum of what its jobs ask for, as if they all ran at once.
 - Jobs of a killed run go on, and nothing tells of them.
 """
@@ -22,6 +23,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from amygdala.errors import UserError, listed, shown
 from amygdala.files import recall, write_json
@@ -99,7 +102,7 @@ watch = Watch()  # a process has one executor
 
 
 def between_checks(quiet_s: float, least_s: float) -> float:
-    """Seconds until SLURM is asked again: a tenth of the time since anything ended. (The plugin's own goes to three minutes.)"""
+    """Seconds until SLURM is asked again: a tenth of the time since anything ended. (The plugin goes to 180 s.)"""
     return max(least_s, min(quiet_s / 10, MOST_BETWEEN_CHECKS_S))
 
 
@@ -298,6 +301,27 @@ def share_what_groups_ask_for() -> None:
 
     GroupJob.resources = property(resources)
     GroupJob.shared = True
+
+
+def pass_on_terminate() -> None:
+    """Have SIGTERM reach the scripts that this process runs. SLURM sends it to the first process of a job step alone, a while
+    before it kills all; a capture needs it to store the rows that are complete.
+    """
+    from snakemake.scheduling.job_scheduler import JobScheduler
+
+    if hasattr(JobScheduler, "passes_on"):
+        return
+    JobScheduler.passes_on = True
+    exit_gracefully = JobScheduler.exit_gracefully
+
+    def terminate_scripts(self: Any, *arguments: Any) -> None:
+        exit_gracefully(self, *arguments)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if not process.children():  # not the shell, whose end would count as the script's
+                    process.terminate()
+
+    JobScheduler.exit_gracefully = terminate_scripts
 
 
 # Runs whose jobs may be with SLURM

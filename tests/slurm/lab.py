@@ -111,7 +111,7 @@ class Lab:
 class ClusterProject(Project):
     """A project whose jobs go to the lab."""
 
-    def command(self, *arguments: str, snakefile: Path = REPOSITORY / "Snakefile") -> list[str]:
+    def command(self, *arguments: str, snakefile: Path | str = REPOSITORY / "Snakefile") -> list[str]:
         where = ["--snakefile", str(snakefile), "--directory", str(self.folder)]
         profile = ["--profile", str(REPOSITORY / "profiles/slurm"), "--slurm-init-seconds-before-status-checks", "1"]
         return [sys.executable, "-m", "snakemake", *where, *profile, *arguments]

@@ -44,7 +44,6 @@ def test_the_sample_graph_in_two_shards_on_two_nodes(lab: Lab, here: Project, tm
     project = ClusterProject.make(
         tmp_path / "project", tiny.sample_nodes(), model=str(tiny_model), shards=2, cluster=cluster, **SETTINGS
     )
-    assert isinstance(project, ClusterProject)
     built = project.build()
     assert release_of(project) == release_of(here)
     for layer, expected in vectors_of(here).items():

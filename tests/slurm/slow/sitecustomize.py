@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from typing import Any
 
 SECONDS = float(os.environ.get("SLOW_BATCH_S", "0"))
 
@@ -11,8 +12,10 @@ SECONDS = float(os.environ.get("SLOW_BATCH_S", "0"))
 def _patch() -> None:
     while "amygdala.residual" not in sys.modules:
         time.sleep(0.02)
-    while not hasattr(capture := getattr(sys.modules["amygdala.residual"], "Capture", None), "each"):
+    residual = sys.modules["amygdala.residual"]
+    while not hasattr(residual, "Capture"):
         time.sleep(0.02)
+    capture: Any = residual.Capture
     each = capture.each
 
     def wait_and_do(*arguments: object) -> object:
