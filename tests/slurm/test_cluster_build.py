@@ -96,15 +96,16 @@ def test_light_jobs_may_stay_where_snakemake_runs(lab: Lab, here: Project, tmp_p
 def test_two_hundred_emotions_in_at_most_twenty_submissions_and_a_third_gpu_job_waits(
     lab: Lab, tmp_path: Path, tiny_model: Path
 ) -> None:
-    nodes = [{"key": f"node/{i:04d}", "text": f"{text_of(i)}\nemotion{i % 200:03d}:9"} for i in range(3000)]
+    nodes = [{"key": f"node/{i:04d}", "text": f"{text_of(i)}\nemotion{i % 200:03d}:9"} for i in range(2400)]
     project = ClusterProject.make(
         tmp_path / "project",
         nodes,
         model=str(tiny_model),
         shards=3,
-        cluster=CLUSTER,
+        cluster={**CLUSTER, "light": {**CLUSTER["light"], "cpus": 4}},
         emotions={"select": "data", "min_positives": 10, "top": 200},
-        max_examples_per_emotion=20,
+        min_examples=4,
+        max_examples_per_emotion=12,
         **{**SETTINGS, "target_layers": [0, 1, 2, 3]},
     )
     built = project.run().ok()
