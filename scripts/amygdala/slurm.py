@@ -39,6 +39,7 @@ PATIENCE_S = 1800.0  # without an answer from SLURM
 UNLISTED_S = 60.0  # a job may be missing from squeue's list
 TELL_S = 60.0
 MOST_BETWEEN_CHECKS_S = 60.0
+COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 COMMAND_S = 30.0  # one of SLURM's commands may take
 CANCEL_S = 120.0  # jobs may take to end: they store complete rows first
 Say = Callable[[str], None]
@@ -325,6 +326,16 @@ def pass_on_terminate() -> None:
 
 
 # Runs whose jobs may be with SLURM
+
+
+def check_commands() -> None:
+    """UserError where this machine lacks one of SLURM's commands."""
+    missing = [name for name in COMMANDS if shutil.which(name) is None]
+    if missing:
+        raise UserError(
+            f"SLURM's {', '.join(missing)} cannot be found on this machine: type this on a login node of the cluster, or leave "
+            "out the profile to build here"
+        )
 
 
 def begin_run(run_id: str, folder: Path = RUNS) -> None:
