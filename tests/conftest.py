@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 # Tensors of tests are not worth a second thread, which waits where the machine has other work. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Captures take as many threads as the run has cores: where tests run side by side, they must not spin while they wait.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
