@@ -12,7 +12,7 @@ readout: $(INSTALLED)
 	$(VENV)/bin/snakemake --cores $(CORES)
 
 test: check $(SERVERS)
-	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

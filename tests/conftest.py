@@ -52,8 +52,11 @@ def store(tmp_path: Path) -> Store:
     return make_store(tmp_path)
 
 
+# Files that take longest by far, the longest first: where files are shared out, none of them is left for the end.
+LONGEST = ("test_workflow", "test_faults", "test_measure_workflow", "test_embedded", "test_capture_faults", "test_damage")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first: those that run the Snakefile later, those with the embedded model last."""
-    items.sort(
-        key=lambda item: (item.get_closest_marker("embedded") is not None, item.get_closest_marker("end_to_end") is not None)
-    )
+    """Quick tests first, then those that run the Snakefile."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (item.get_closest_marker("end_to_end") is not None, places.get(item.path.stem, len(LONGEST))))
