@@ -6,6 +6,7 @@ Most of a short run is Python importing Snakemake and what it needs, always the 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -30,6 +31,12 @@ class Starter:
         self.numbers, self.asking = itertools.count(), threading.Lock()
         self.waiting: dict[int, tuple[threading.Event, list[int]]] = {}
         threading.Thread(target=self._listen, daemon=True).start()
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
     def fits(self, environment: dict[str, str]) -> bool:
         """Whether a run in this environment would import the same: it is that in which the process was started."""
