@@ -64,6 +64,9 @@ class Starter:
             done, into = self.waiting.pop(number)
             into.append(status)
             done.set()
+        for done, into in self.waiting.values():  # the process is gone, and nobody need wait for it
+            into.append(-1)
+            done.set()
 
 
 def surroundings() -> dict[str, str]:
