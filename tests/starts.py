@@ -116,5 +116,8 @@ def become(request: dict[str, Any]) -> None:
 if __name__ == "__main__":
     for module in IMPORTED:
         __import__(module)
-    if (asked := serve()) is not None:
+    asked = None
+    with contextlib.suppress(KeyboardInterrupt):  # which the tests report
+        asked = serve()
+    if asked is not None:
         become(asked)
