@@ -294,11 +294,11 @@ def test_the_manifest_counts_texts_and_tokens(project: Project, tiny_model: Path
     lengths = [len(tokenizer(text)["input_ids"]) for text in texts_of(project).values()]
     most = sorted(lengths)[COUNT // 2]
     project.configure(max_tokens=most, pooling="mean", shards=3, batch_size=5)
-    done = project.run("layer_1").ok()
+    done = project.run().ok()
     tokens = sum(min(length, most) for length in lengths)
     cut = sum(length > most for length in lengths)
     assert captures(done) == 3 and cut
-    assert layer_manifest(project)["capture"] == {
+    assert project.manifest()["capture"] == {
         "unique_texts": COUNT,
         "forwarded_texts": COUNT,
         "tokens": tokens,
