@@ -89,7 +89,9 @@ def submit_with_care():
         slurm.check_commands()
         for one in workflow.rules:
             if workflow.is_local(one):
-                one.restart_times = 0  # another try of a job on this machine would fail the same way
+                one.restart_times = (
+                    0  # another try of a job on this machine would fail the same way
+                )
     slurm.deal_with_left_behind(logger.warning, cancels=run_id is not None)
     if run_id is not None:
         folder = slurm.RUNS.absolute()

@@ -89,26 +89,31 @@ def commented_keys() -> dict[str, str]:
     """Key (`emotions.top` for one inside) to the comment lines straight above it."""
     found: dict[str, str] = {}
     comment: list[str] = []
-    section = ""
+    path: list[str] = []
     for line in CONFIG.read_text(encoding="utf-8").splitlines():
         if line.lstrip().startswith("#"):
             comment.append(line.strip())
             continue
         if match := re.match(r"( *)([a-z_]+):", line):
-            inside = bool(match[1])
-            section = section if inside else match[2]
-            if not (inside and section == "families"):  # names of the user's own
-                found[f"{section}.{match[2]}" if inside else match[2]] = " ".join(comment)
+            path = [*path[: len(match[1]) // 2], match[2]]
+            if path[0] != "families" or len(path) == 1:  # names of the user's own
+                found[".".join(path)] = " ".join(comment)
         comment = []
+    return found
+
+
+def keys_inside(section: str, values: dict[str, Any]) -> list[str]:
+    """Dotted keys of a section and of those in it."""
+    found = []
+    for key, value in values.items():
+        found += [f"{section}.{key}", *(keys_inside(f"{section}.{key}", value) if isinstance(value, dict) and value else [])]
     return found
 
 
 def test_each_key_of_the_defaults_is_explained() -> None:
     keys = commented_keys()
-    assert keys.keys() == {
-        *DEFAULTS,
-        *(f"{section}.{key}" for section in ("emotions", "ablation", "key_versions", "gc") for key in DEFAULTS[section]),
-    }
+    sections = ("emotions", "ablation", "key_versions", "gc", "cluster")
+    assert keys.keys() == {*DEFAULTS, *(key for section in sections for key in keys_inside(section, DEFAULTS[section]))}
     assert [key for key, comment in keys.items() if len(comment) < 20] == []
 
 
@@ -320,6 +325,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("shards", "1025", "1025 is greater than the maximum of 1024"),
     ("emotions_per_job", "0", "0 is less than the minimum of 1"),
     ("shards", "two", "'two' is not of type 'integer'"),
+    ("cluster", "slurm", "'slurm' is not of type 'object'"),
     ("method", "magic", r"'magic' is not one of \["),
     ("denoise", "0", "0 is less than or equal to the minimum of 0; expected a share above 0 and below 1, or null"),
     ("denoise", "1", "1 is greater than or equal to the maximum of 1; expected a share"),
