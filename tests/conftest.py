@@ -82,10 +82,21 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first, then those that run the Snakefile. A file's tests go to one process (`--dist loadgroup`), and all that
-    want the cluster: it is one.
-    """
+    """Quick tests first, then those that run the Snakefile."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (item.get_closest_marker("end_to_end") is not None, places.get(item.path.stem, len(LONGEST))))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("slurm" if item.get_closest_marker("slurm") else item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests go to one process, and so do all that want the cluster: it is one. (xdist's own groups have no effect with
+    pytest 9.2.)
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "the cluster" if "/slurm/test_cluster_" in file else file
+
+    return Files(config, log)
