@@ -52,6 +52,7 @@ from amygdala.files import is_settled, recall, remember, stamp_of
 SCRIPTS = Path(__file__).resolve().parent.parent
 NUMBER_FREE = {
     "amygdala",
+    "amygdala.cluster",
     "amygdala.errors",
     "amygdala.fetch",
     "amygdala.files",
