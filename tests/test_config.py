@@ -86,29 +86,40 @@ def test_schema_and_defaults_have_the_same_keys(rules: dict[str, Any], values: d
 
 
 def commented_keys() -> dict[str, str]:
-    """Key (`emotions.top` for one inside) to the comment lines straight above it."""
+    """Key (`emotions.top` for one inside) to the comment lines straight above it. Inside `cluster` one comment may be for all
+    keys that follow it.
+    """
     found: dict[str, str] = {}
     comment: list[str] = []
-    section = ""
+    path: list[str] = []
     for line in CONFIG.read_text(encoding="utf-8").splitlines():
         if line.lstrip().startswith("#"):
             comment.append(line.strip())
             continue
         if match := re.match(r"( *)([a-z_]+):", line):
-            inside = bool(match[1])
-            section = section if inside else match[2]
-            if not (inside and section == "families"):  # names of the user's own
-                found[f"{section}.{match[2]}" if inside else match[2]] = " ".join(comment)
+            above = ".".join(path)
+            path = [*path[: len(match[1]) // 2], match[2]]
+            if path[0] == "cluster" and not comment and len(path) > 1:
+                comment = [found[above]]
+            if path[:-1] != ["families"]:  # names of the user's own
+                found[".".join(path)] = " ".join(comment)
         comment = []
+    return found
+
+
+def paths_of(values: dict[str, Any]) -> list[str]:
+    """Settings and sections, as `cluster.gpu.count`; not what the user names."""
+    found = []
+    for key, value in values.items():
+        inside = paths_of(value) if isinstance(value, dict) and value and key != "families" else []
+        found += [key, *(f"{key}.{one}" for one in inside)]
     return found
 
 
 def test_each_key_of_the_defaults_is_explained() -> None:
     keys = commented_keys()
-    assert keys.keys() == {
-        *DEFAULTS,
-        *(f"{section}.{key}" for section in ("emotions", "ablation", "key_versions", "gc") for key in DEFAULTS[section]),
-    }
+    assert sorted(keys) == sorted(paths_of(DEFAULTS))
+    assert "cluster.gpu.count" in keys and "emotions.top" in keys
     assert [key for key, comment in keys.items() if len(comment) < 20] == []
 
 
@@ -121,6 +132,7 @@ def test_the_comments_name_all_allowed_words() -> None:
             for s in ("emotions", "ablation", "key_versions")
             for k, v in RULES["properties"][s]["properties"].items()
         },
+        "cluster.light.run": RULES["properties"]["cluster"]["properties"]["light"]["properties"]["run"],
     }
     enums = {key: rule["enum"] for key, rule in properties.items() if "enum" in rule}
     assert len(enums) >= 5
@@ -319,6 +331,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("shards", "0", "0 is less than the minimum of 1"),
     ("shards", "1025", "1025 is greater than the maximum of 1024"),
     ("emotions_per_job", "0", "0 is less than the minimum of 1"),
+    ("cluster", "slurm", "'slurm' is not of type 'object'"),
     ("shards", "two", "'two' is not of type 'integer'"),
     ("method", "magic", r"'magic' is not one of \["),
     ("denoise", "0", "0 is less than or equal to the minimum of 0; expected a share above 0 and below 1, or null"),
