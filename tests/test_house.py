@@ -48,7 +48,7 @@ HEAVY = {"torch", "transformers", "sklearn", "matplotlib", "scipy", "huggingface
     "script",
     [
         *("snapshot", "examples", "vectors", "heads", "figures", "quality", "readout", "publish", "activations", "changes"),
-        *("selection", "refresh", "texts", "weights", "compare", "comparison", "unseen", "garbage"),
+        *("selection", "refresh", "texts", "weights", "compare", "comparison", "unseen", "garbage", "plan"),
     ],
 )
 def test_jobs_that_run_no_model_import_no_torch(script: str) -> None:
