@@ -12,7 +12,7 @@ readout: $(INSTALLED)
 	$(VENV)/bin/snakemake --cores $(CORES)
 
 test: check $(SERVERS)
-	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 # Two of the benchmarks have the names of a script and of a module of the tests: mypy takes them in a call of their own.
 check: $(INSTALLED)

@@ -85,6 +85,13 @@ def get_conversion_resources():
 def submit_with_care():
     """Before the first job is submitted: what a killed run left with SLURM is ended, and this run remembered until it ends."""
     run_id = getattr(workflow.scheduler._executor, "run_uuid", None)
+    if run_id is not None:
+        slurm.check_commands()
+        for one in workflow.rules:
+            if workflow.is_local(one):
+                one.restart_times = (
+                    0  # another try of a job on this machine would fail the same way
+                )
     slurm.deal_with_left_behind(logger.warning, cancels=run_id is not None)
     if run_id is not None:
         folder = slurm.RUNS.absolute()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 # Tensors of tests are not worth a second thread, which waits where the machine has other work. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Captures take as many threads as the run has cores: where tests run side by side, they must not spin while they wait.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
@@ -71,8 +73,19 @@ def lab() -> Iterator[Lab]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+# Files that take longest by far, the longest first: where files are shared out, none of them is left for the end. Those with a
+# cluster wait most of the time, beside others that work.
+LONGEST = (
+    *("test_cluster_build", "test_cluster_faults"),
+    *("test_workflow", "test_faults", "test_measure_workflow", "test_embedded", "test_capture_faults", "test_damage"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first: those that run the Snakefile later, those with the embedded model last."""
-    items.sort(
-        key=lambda item: (item.get_closest_marker("embedded") is not None, item.get_closest_marker("end_to_end") is not None)
-    )
+    """Quick tests first, then those that run the Snakefile. A file's tests go to one process (`--dist loadgroup`), and all that
+    want the cluster: it is one.
+    """
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (item.get_closest_marker("end_to_end") is not None, places.get(item.path.stem, len(LONGEST))))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("slurm" if item.get_closest_marker("slurm") else item.path.stem))

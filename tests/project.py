@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +18,16 @@ from typing import Any, Self
 
 import yaml
 
+from starts import Starter
 from tiny import REPOSITORY
 
 JOB = re.compile(r"^Job \d+: (.*)$", re.MULTILINE)
 FORWARDED = re.compile(r"^  forwarded (\d+) of (\d+) unique texts, (\d+) tokens$", re.MULTILINE)
+
+
+@functools.cache
+def starter() -> Starter:
+    return Starter()
 
 
 @dataclass
@@ -50,7 +58,11 @@ class Run:
 
 
 class Project:
-    """A folder with a config.yaml (only what differs from the defaults) and a graph.jsonl."""
+    """A folder with a config.yaml (only what differs from the defaults) and a graph.jsonl. forks: whether its runs may share
+    imports (starts.py).
+    """
+
+    forks = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -89,10 +101,16 @@ class Project:
         return [sys.executable, "-m", "snakemake", *where, "--cores", "2", *arguments]
 
     def run(self, *arguments: str, snakefile: Path | str = REPOSITORY / "Snakefile", **environment: str) -> Run:
+        command, environ = self.command(*arguments, snakefile=snakefile), {**os.environ, "NO_COLOR": "1", **environment}
+        if self.forks and starter().fits(environment):
+            with tempfile.TemporaryDirectory() as folder:
+                output = Path(folder) / "output"
+                status = starter().run(command[3:], self.folder, environ, output)
+                return Run(status, output.read_text())
         done = subprocess.run(
-            self.command(*arguments, snakefile=snakefile),
+            command,
             cwd=self.folder,
-            env={**os.environ, "NO_COLOR": "1", **environment},
+            env=environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

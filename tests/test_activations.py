@@ -259,8 +259,11 @@ def test_a_hub_s_model_that_another_machine_made_ready(tmp_path: Path, monkeypat
     fetched: list[tuple[str, str]] = []
     monkeypatch.setattr(fetch, "hub_cached", lambda repository, commit: cached)
     monkeypatch.setattr(fetch, "hub_download", lambda repository, commit: fetched.append((repository, commit)))
+    offline: list[bool] = []
+    monkeypatch.setattr(fetch, "stay_offline", lambda: offline.append(True))
     check_model({"kind": "hub", "source": "org/name", "identity": "commit:0123"}, "org/name", tmp_path / "store")
     assert fetched == ([] if cached else [("org/name", "0123")])
+    assert offline
 
 
 def test_batches_keep_to_budget_and_cap(run: Run, watch: Watch, tokenizer: Any) -> None:

@@ -356,7 +356,7 @@ def test_facts_hold_no_path_and_no_environment(config: dict[str, Any], tmp_path:
     assert "graph.jsonl" not in facts
     defaults = yaml.safe_load((REPOSITORY / "config.yaml").read_text(encoding="utf-8"))
     run_only = {"graph", "snapshot", "max_lost_nodes", "store", "store_read", "results", "model", "shards", "emotions_per_job"}
-    run_only |= {"device", "device_map", "batch_tokens", "batch_size"}
+    run_only |= {"device", "device_map", "batch_tokens", "batch_size", "cluster"}
     run_only |= {
         "sweep_layers",
         "neutral",

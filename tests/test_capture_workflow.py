@@ -52,6 +52,11 @@ def states_of(model: Path, ids: list[int]) -> tuple[torch.Tensor, ...]:
         return tuple(state[0] for state in whole(torch.tensor([ids]), output_hidden_states=True).hidden_states[1:])
 
 
+def layer_manifest(project: Project) -> dict[str, Any]:
+    """Of the readout of layer 1 alone, which rests on the same capture as the whole one and takes no figures."""
+    return json.loads((project.folder / "results/layers/1/manifest.json").read_text())
+
+
 def relative(row: np.ndarray, expected: torch.Tensor) -> float:
     return float(np.linalg.norm(row - expected.numpy()) / np.linalg.norm(expected.numpy()))
 
@@ -106,7 +111,7 @@ def test_another_order_of_poolings_forwards_nothing(project: Project) -> None:
     assert project.manifest()["pooling"] == "last" and project.manifest()["keys"]["activations"] == space
     assert least_cosine(before, vectors_of(project)) < 0.99
     project.configure(pooling=["mean", "last"])
-    assert set(project.build().jobs) == {"Publish readout in results/readout"}
+    assert set(project.run().ok().jobs) == {"Publish readout in results/readout"}
     assert project.bytes_of("results/readout/*") == published
 
 
@@ -172,8 +177,8 @@ def test_a_chat_template_end_to_end(project: Project, tmp_path: Path, tiny_model
     model = with_chat(tiny_model, tmp_path / "chat")
     system = "You keep a journal."
     project.configure(model=str(model), pooling=["mean", "last"], template={"role": "user", "system": system})
-    done = project.run().ok()
-    manifest = project.manifest()
+    done = project.run("layer_1").ok()
+    manifest = layer_manifest(project)
     assert done.forwarded == COUNT
     assert manifest["template"] == manifest["config"]["template"] == {"role": "user", "system": system}
     texts = texts_of(project)
@@ -206,13 +211,16 @@ def refused(project: Project, *arguments: str) -> str:
 
 def test_a_template_that_the_tokenizer_lacks_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     project = make_project(tmp_path / "p", tiny_model, make_journal(60), template={"role": "user"})
-    assert refused(project) == "template: the model's tokenizer has no chat template; set `template: null` for raw text"
+    assert (
+        refused(project, "activations")
+        == "template: the model's tokenizer has no chat template; set `template: null` for raw text"
+    )
 
 
 @pytest.mark.parametrize("pooling", ["last", ["mean", "last"]], ids=str)
 def test_last_of_texts_that_all_end_alike_is_refused(tmp_path: Path, tiny_model: Path, pooling: Any) -> None:
     project = make_project(tmp_path / "p", tiny_model, make_journal(60, end=" .\n\n###"), pooling=pooling)
-    message = refused(project)
+    message = refused(project, "activations")
     assert message.startswith("pooling: last: all texts end in the same token '#") and "every vector would be noise" in message
     project.configure(pooling="mean")
     assert project.run("activations").ok().forwarded == 60

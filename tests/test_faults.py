@@ -65,7 +65,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Bench:
     shutil.rmtree(started.folder / ".snakemake")  # with the lock that tests wait for
     built = started.copy(folder / "built")
     start = time.monotonic()
-    built.run().ok()
+    with Running(built) as run:  # as those that are killed
+        run.end().ok()
     return Bench(started, built, time.monotonic() - start)
 
 

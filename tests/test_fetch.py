@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -496,3 +497,27 @@ def test_whether_the_cache_holds_a_model_is_known_without_the_hub(tmp_path: Path
     assert call(tmp_path, closed_port(), "hub_cached", "org/name", COMMIT)[0]["result"] is False
     call(tmp_path, hub.server_port, "hub_download", "org/name", COMMIT)
     assert call(tmp_path, closed_port(), "hub_cached", "org/name", COMMIT)[0]["result"] is True
+
+
+READ = """
+import sys
+from pathlib import Path
+from amygdala.modelinfo import check_model
+model = {"kind": "hub", "source": "org/tiny", "identity": f"commit:{sys.argv[1]}"}
+check_model(model, model["source"], Path("store"))
+from amygdala import loading
+encoder, config = loading.open_encoder({"source": "org/tiny", "revision": sys.argv[1], "max_tokens": 100, "template": None})
+print(config.num_hidden_layers, len(encoder.tokenizer))
+"""
+
+
+def test_a_capture_asks_nothing_of_the_hub_where_the_cache_holds_the_model(tmp_path: Path, hub: Hub, tiny_model: Path) -> None:
+    """On a compute node without a network each question would take its time-out."""
+    settings = environment(tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}", HF_HUB_CACHE=str(tmp_path / "cache"))
+    shutil.copytree(tiny_model, tmp_path / "cache" / "models--org--tiny" / "snapshots" / COMMIT)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, COMMIT], env=settings, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == "4"
+    assert hub.asked == []

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from amygdala.keys import SCRIPTS
+from amygdala import keys
+from amygdala.keys import SCRIPTS, modules_of
 from tiny import REPOSITORY
 
 PINNED = dict(
@@ -31,6 +35,44 @@ def test_environments_agree_with_the_requirements(name: str) -> None:
         requirement, version = package.split("==")
         assert PINNED[requirement] == version
     assert ("torch" in str(packages)) == (name == "model")
+
+
+def imported_distributions(source: Path) -> set[str]:
+    """What a module imports anywhere of others' packages, less what is for type checkers alone."""
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    skipped = {node for guard in guards for node in ast.walk(guard)}
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and node not in skipped:
+            names |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node not in skipped:
+            names.add((node.module or "").partition(".")[0])
+    return {found.lower() for name in names for found in DISTRIBUTIONS.get(name, ())}
+
+
+DISTRIBUTIONS = importlib.metadata.packages_distributions()
+# What comes with others (mcp, transformers), and what only Snakemake's own process needs of it.
+BROUGHT_ALONG = {"mcp-types", "pydantic", "huggingface_hub", "snakemake"}
+JOBS = [
+    (path.stem, *found.groups())
+    for path in sorted((REPOSITORY / "rules").glob("*.smk"))
+    for rule in re.split(r"(?m)^\s*rule\b", path.read_text(encoding="utf-8"))
+    if (found := re.search(r'conda:\s+"../envs/(\w+).yaml".*script:\s+"../scripts/(\w+).py"', rule, re.DOTALL))
+]
+
+
+@pytest.mark.parametrize(("rules", "environment", "script"), sorted(set(JOBS)))
+def test_an_environment_holds_what_its_jobs_import(
+    monkeypatch: pytest.MonkeyPatch, rules: str, environment: str, script: str
+) -> None:
+    """With `--software-deployment-method conda` a job has nothing else."""
+    monkeypatch.setattr(keys, "NUMBER_FREE", set())  # all modules, not only those that keys cover
+    packages = yaml.safe_load((REPOSITORY / "envs" / f"{environment}.yaml").read_text())["dependencies"][-1]["pip"]
+    held = {package.partition("==")[0].lower() for package in packages}
+    needed = set().union(*map(imported_distributions, modules_of(script).values()))
+    assert not needed - BROUGHT_ALONG - held
+    assert ("torch" in needed) == (script in ("activations", "weights", "ablation", "token_scores", "model"))
 
 
 def imported_by(statement: str) -> set[str]:

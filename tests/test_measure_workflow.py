@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from amygdala.contract import load_readout
-from project import Project
+from project import Project, Run
 
 pytestmark = pytest.mark.end_to_end
 
@@ -40,6 +40,14 @@ def project(built: Project, tmp_path: Path) -> Project:
     return built.copy(tmp_path / "copy")
 
 
+@pytest.fixture(scope="module")
+def swept(built: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
+    """A copy whose layers a sweep chooses, and the run of the sweep."""
+    project = built.copy(tmp_path_factory.mktemp("swept") / "project")
+    project.configure(target_layers="auto")
+    return project, project.build("sweep")
+
+
 def result(project: Project, name: str) -> dict[str, Any]:
     return json.loads((project.folder / "results" / name).read_text(encoding="utf-8"))
 
@@ -62,7 +70,7 @@ def test_other_neutral_texts_are_other_vectors_and_none_are_the_plain_ones(proje
     assert done.forwarded == 0, "the rows of these 40 are there"
     other = project.bytes_of("results/readout/vectors.safetensors")
     project.configure(denoise=None)
-    project.build()
+    project.run().ok()
     assert len({tuple(first.values()), tuple(other.values()), tuple(project.bytes_of("results/readout/v*").values())}) == 3
     project.configure(denoise=0.5, neutral="nowhere.jsonl")
     assert "neutral: no such file" in project.run().text
@@ -96,17 +104,19 @@ def test_compare_ranks_every_method_layer_and_pooling_without_a_pass(project: Pr
     )
     quality = result(project, "quality.json")
     assert own["mean_auc"] == pytest.approx(quality["macro_auc"]["2"]["mean"], abs=1e-5), "the release's own vectors"
-    assert not project.build("compare").jobs
+    assert not project.run("compare").ok().jobs
 
 
-def test_auto_wants_a_sweep_and_then_builds_what_it_chose(project: Project) -> None:
+def test_auto_wants_a_sweep(project: Project) -> None:
     project.configure(target_layers="auto")
-    refused = project.run()
-    assert refused.status != 0 and "Measure all layers with: snakemake --cores all sweep" in refused.text
-    for target in ("activations", "vectors", "report", "emotion_joy", "layer_2"):
-        assert "Measure all layers with: snakemake --cores all sweep" in project.run(target).text
+    for targets in ([], ["activations"], ["vectors"], ["report"], ["emotion_joy"], ["layer_2"]):
+        refused = project.run(*targets)
+        assert refused.status != 0 and "Measure all layers with: snakemake --cores all sweep" in refused.text
+
+
+def test_what_a_sweep_chose_is_built(swept: tuple[Project, Run], tmp_path: Path) -> None:
+    project, done = swept[0].copy(tmp_path / "copy"), swept[1]
     forwarded = project.manifest()["capture"]["unique_texts"]
-    done = project.build("sweep")
     assert done.forwarded == forwarded and "loading layers 0 to 3" in done.text, "layers 0 and 3 were not there"
     sweep = result(project, "sweep.json")
     assert set(sweep["macro_auc"]) == {"0", "1", "2", "3"} and set(sweep["emotions"]) == set(EMOTIONS)
@@ -118,19 +128,18 @@ def test_auto_wants_a_sweep_and_then_builds_what_it_chose(project: Project) -> N
     assert result(project, "quality.json")["macro_auc"][best]["mean"] == pytest.approx(
         sweep["macro_auc"][best]["mean_auc"], abs=1e-5
     )
-    assert not project.build().jobs and not project.build("sweep").jobs
+    assert not project.run("readout", "sweep").ok().jobs
     project.configure(pooling="last")
     failed = project.run()
     assert failed.status != 0 and "was made for pooling 'mean'" in failed.text
 
 
-def test_a_sweep_stays_chosen_when_the_graph_changes(project: Project) -> None:
+def test_a_sweep_stays_chosen_when_the_graph_changes(swept: tuple[Project, Run], tmp_path: Path) -> None:
     """A daily update must not move the layers that a server hooks."""
-    project.configure(target_layers="auto")
-    project.run("sweep").ok()
+    project = swept[0].copy(tmp_path / "copy")
     layers = result(project, "sweep.json")["layers"]
     project.edit(project.nodes()[0]["key"], lambda text: "Something else came first. " + text)
-    project.build()
+    project.run().ok()
     assert project.manifest()["layers"] == layers
 
 
@@ -141,7 +150,7 @@ def test_texts_from_elsewhere_are_scored(project: Project) -> None:
     table = {"source": "table", "name": "lamps", "path": "table.csv", "text": "text", "scores": ["joy", "calm"], "scale": 1}
     conversations = {"source": "conversations", "name": "talks", "path": "resources/conversations.jsonl"}
     project.configure(unseen=[table, conversations])
-    assert not project.build().jobs, "no release rests on them"
+    assert not project.run().ok().jobs, "no release rests on them"
     done = project.build("unseen")
     assert done.forwarded == 24 + 10
     sets = result(project, "unseen.json")["sets"]
@@ -154,7 +163,7 @@ def test_texts_from_elsewhere_are_scored(project: Project) -> None:
     assert set(joy["layers"]) == {str(layer) for layer in readout.layers}
     assert sets["lamps"]["emotions"]["calm"]["layers"]["1"]["auc"] is None
     assert "svg" in (project.folder / "results/unseen.svg").read_text()[:400]
-    assert not project.build("unseen").jobs
+    assert not project.run("unseen").ok().jobs
     project.configure(unseen=[])
     assert "the configuration names no texts from elsewhere" in project.run("unseen").text
 
@@ -164,7 +173,7 @@ def test_heads_are_ablated_as_asked(project: Project) -> None:
     said before anything is built.
     """
     project.configure(ablation={"emotions": ["joy", "Calm"], "layer": 2, "heads": 1, "random": 3, "fill": "zero"})
-    assert not project.build().jobs, "no release rests on it"
+    assert not project.run().ok().jobs, "no release rests on it"
     project.build("ablation")
     zero = result(project, "ablation.json")
     assert (zero["k"], zero["random"], zero["fill"], sorted(zero["emotions"])) == (1, 3, "zero", ["calm", "joy"])
@@ -174,10 +183,10 @@ def test_heads_are_ablated_as_asked(project: Project) -> None:
     assert joy["fall"] == joy["auc"]["intact"] - joy["auc"]["ablated"] != 0
     assert joy["auc"]["stored"] == pytest.approx(joy["auc"]["intact"], abs=0.01)
     assert calm["outcome"] == "too few held-out texts" and calm["held_out"]["positive"] < 5 and "heads" not in calm
-    assert not project.build("ablation").jobs
+    assert not project.run("ablation").ok().jobs
 
     project.configure(ablation={"emotions": [], "layer": None, "heads": 1, "random": 3, "fill": "mean"})
-    assert "Ablation of heads up to layer 2" in project.build("ablation").text
+    assert "Ablation of heads up to layer 2" in project.run("ablation").ok().text
     mean = result(project, "ablation.json")
     assert mean["fill"] == "mean" and sorted(mean["emotions"]) == EMOTIONS
     same, other = (found["emotions"]["joy"] for found in (zero, mean))
@@ -190,7 +199,7 @@ def test_heads_are_ablated_as_asked(project: Project) -> None:
         project.configure(ablation={"heads": 1, "random": 3, "fill": "zero", **ablation})
         refused = project.run("ablation")
         assert refused.status != 0 and message in refused.text, refused.text
-        assert not project.build().jobs, "it stops nobody else"
+        assert not project.run().ok().jobs, "it stops nobody else"
 
 
 def test_paired_stories(tmp_path: Path, tiny_model: Path) -> None:
@@ -213,7 +222,7 @@ def test_paired_stories(tmp_path: Path, tiny_model: Path) -> None:
         target_layers=[1],
         method="paired",
     )
-    project.build()
+    project.run().ok()
     assert project.manifest()["method"] == "paired"
     joy = result(project, "quality.json")["emotions"]["joy"]
     assert joy["layers"]["1"]["held_out"]["auc"] > 0.75

@@ -185,5 +185,7 @@ def test_five_changes_on_the_server_are_named(server: Server, tmp_path: Path, ti
     assert "- 'journal/brand-new'" in report.text
     changes = json.loads((project.folder / "results/changes.json").read_text())
     assert [(change["key"], change["kind"]) for change in changes["nodes"]] == [("journal/brand-new", "removed")]
-    rebuilt = {job.removeprefix("Vectors of ") for job in build(project, server).jobs if job.startswith("Vectors of ")}
+    rebuilt = {
+        job.removeprefix("Vectors of ") for job in build(project, server, "vectors").jobs if job.startswith("Vectors of ")
+    }
     assert rebuilt == set(changes["rebuild"])

@@ -38,6 +38,7 @@ def test_the_two_commands_are_there() -> None:
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("snakemake")])
 def test_each_snakemake_command_plans_a_run(project: Project, command: str) -> None:
     arguments = [word for word in shlex.split(command)[1:] if word not in ("--cores", "1", "all", "--dry-run")]
+    arguments = [str(REPOSITORY / word) if word.startswith("profiles/") else word for word in arguments]
     planned = project.run("--dry-run", *arguments).ok()
     assert planned.jobs
 

@@ -79,7 +79,7 @@ def test_a_second_run_does_nothing_and_a_lost_page_is_copied(reported: Project, 
     assert not project.run("report").ok().jobs
     before = page_of(project)
     (project.folder / "results/report.html").unlink()
-    assert project.build("report").jobs == Counter(["Publish results/report.html"])
+    assert project.run("report").ok().jobs == Counter(["Publish results/report.html"])
     assert page_of(project) == before
 
 
@@ -91,14 +91,14 @@ def test_other_settings_make_another_report_and_going_back_costs_a_copy(reported
     assert page_of(project) != before
     assert not project.run().ok().jobs, "the readout is the same"
     project.configure(report_texts=2)
-    assert project.build("report").jobs == Counter(["Publish results/report.html"])
+    assert project.run("report").ok().jobs == Counter(["Publish results/report.html"])
     assert page_of(project) == before
 
 
 def test_a_report_without_texts_runs_no_model(reported: Project, tmp_path: Path) -> None:
     project = reported.copy(tmp_path / "project")
     project.configure(report_texts=0)
-    project.build("report")
+    project.run("report").ok()
     assert "report_texts" in page_of(project)
     assert "loading" not in (project.folder / "logs/tokens.log").read_text()
 

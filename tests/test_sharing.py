@@ -132,7 +132,7 @@ def test_only_what_no_store_holds_is_made(second: Project, tier: Path) -> None:
     new = {"key": "journal/new", "text": "The kettle sang and for once nobody wanted anything of me at all, all day.\ncalm:9"}
     second.write_nodes([*nodes, new])
     with umask(0o027):
-        done = second.build()
+        done = second.run().ok()
     assert done.forwarded == 1
     assert "Output projections and neurons of layers 1 2" not in done.jobs
     assert modes(second.folder / "store") == {"files": {"640"}, "folders": {"750"}}
@@ -172,7 +172,7 @@ def test_a_damaged_segment_of_another_store_is_not_taken_again(second: Project, 
     failed = second.run()
     assert failed.status != 0
     assert f"{segment.name} is damaged" in failed.text
-    mended = second.build()
+    mended = second.run().ok()
     assert mended.forwarded > 20
     assert mended.jobs["Snapshot of graph.jsonl"] == mended.jobs["Examples of joy"] == 0
     assert state(tier) == before
@@ -191,7 +191,7 @@ def test_a_store_that_went_away(second: Project, tier: Path) -> None:
     second.configure(store_read=[])
     known = state(second.folder / "store")
     with umask(0o077):
-        done = second.build()
+        done = second.run().ok()
     assert done.forwarded > 20
     assert done.jobs["Vectors of joy"] == done.jobs["Snapshot of graph.jsonl"] == 1
     assert modes(second.folder / "store", known) == {"files": {"600"}, "folders": {"700"}}, "a root's folder"

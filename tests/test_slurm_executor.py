@@ -407,16 +407,6 @@ def test_patience_with_a_controller_ends(executor: Any, cluster: FakeSlurm, cloc
     assert "Unable to contact slurm controller" in job.errors[0] and job.tried_again
 
 
-def test_where_scontrol_is_not_for_everyone_nothing_is_waited_for(
-    executor: Any, cluster: FakeSlurm, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cluster.tell("sbatch", "77\n")
-    monkeypatch.setattr(slurm.shutil, "which", lambda name: None)
-    cluster.fails("scontrol")
-    executor.run_job(StubJob())
-    assert clock.now == 1000 and len(executor.active_jobs) == 1
-
-
 @pytest.mark.parametrize(
     ("told", "again"),
     [
@@ -578,6 +568,20 @@ def test_a_group_asks_for_what_its_largest_job_does(monkeypatch: pytest.MonkeyPa
     assert group.resources.mem_mb == 9000
     group.attempt = 2
     assert group.resources.mem_mb == 18000
+
+
+# Before a run
+
+
+def test_commands_that_are_not_on_this_machine_are_named(cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(cluster.bin))
+    with pytest.raises(UserError, match=r"^SLURM's srun cannot be found on this machine: type this on a login node"):
+        slurm.check_commands()
+    (cluster.bin / "srun").symlink_to(cluster.bin / "squeue")
+    slurm.check_commands()
+    (cluster.bin / "squeue").rename(cluster.bin / "gone")
+    with pytest.raises(UserError, match=r"^SLURM's squeue, srun cannot be found"):
+        slurm.check_commands()
 
 
 # Jobs that a killed run left behind

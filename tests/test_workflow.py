@@ -153,7 +153,7 @@ def test_a_second_run_does_nothing(project: Project) -> None:
 def test_touching_all_and_losing_metadata_reruns_nothing(project: Project) -> None:
     subprocess.run(["find", ".", "-exec", "touch", "{}", "+"], cwd=project.folder, check=True)
     subprocess.run(["rm", "-r", ".snakemake"], cwd=project.folder, check=True)
-    assert not project.build().jobs
+    assert not project.run().ok().jobs
 
 
 def test_the_default_profile_is_in_force(project: Project, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_one_changed_node_rebuilds_the_emotions_it_touches_and_back_is_free(proj
     assert project.bytes_of("results/readout/vectors.safetensors") != published
 
     project.edit(node["key"], lambda text: text.removeprefix("This opening is new. "))
-    back = project.build()
+    back = project.run().ok()
     assert back.jobs == Counter(["Publish readout in results/readout"])
     assert project.bytes_of("results/readout/vectors.safetensors") == published
 
@@ -254,15 +254,15 @@ def test_a_new_layer_is_captured_alone_and_old_vectors_stay(project: Project) ->
     assert "loading layers 0 to 0" in done.text
     assert project.manifest()["layers"] == [0, 1, 2]
     project.configure(target_layers=[1, 2])
-    assert project.build().jobs == Counter(["Publish readout in results/readout"])
+    assert project.run().ok().jobs == Counter(["Publish readout in results/readout"])
 
 
 def test_other_batches_and_shards_are_the_same_build(project: Project) -> None:
     """How the work is split is in no release key; the rows in the store serve any split."""
     release = project.path("results/.current/readout.*").name
     project.configure(shards=2, batch_tokens=500, emotions_per_job=1)
-    assert not project.build().jobs
-    done = project.build("activations")
+    assert not project.run().ok().jobs
+    done = project.run("activations").ok()
     assert done.forwarded == 0
     assert Counter({job.split(" at ")[0]: n for job, n in done.jobs.items()}) == Counter(
         ["Activations of shard 0", "Activations of shard 1"]
@@ -274,10 +274,12 @@ def test_two_shards_give_the_same_vectors(project: Project) -> None:
     one = load_readout(*(project.folder / "results/readout" / n for n in ("vectors.safetensors", "manifest.json")))
     texts = project.manifest()["capture"]["unique_texts"]
     project.configure(shards=2, store="store2", results="results2")
-    assert project.build().forwarded == texts
-    two = load_readout(*(project.folder / "results2/readout" / n for n in ("vectors.safetensors", "manifest.json")))
-    assert two.manifest["capture"]["forwarded_texts"] == two.manifest["capture"]["unique_texts"] == texts
+    assert project.run("layer_1", "layer_2").ok().forwarded == texts
     for layer in one.layers:
+        folder = project.folder / f"results2/layers/{layer}"
+        two = load_readout(folder / "vectors.safetensors", folder / "manifest.json")
+        assert two.concepts == one.concepts
+        assert two.manifest["capture"]["forwarded_texts"] == two.manifest["capture"]["unique_texts"] == texts
         assert (one.vectors[layer] * two.vectors[layer]).sum(1).min() > 1 - 1e-6
 
 
@@ -285,7 +287,7 @@ def test_a_second_project_on_the_same_store_forwards_nothing(project: Project, t
     second = Project.make(tmp_path / "second", project.nodes())
     (second.folder / "config.yaml").write_text((project.folder / "config.yaml").read_text())
     second.configure(store=str(project.folder / "store"))
-    done = second.build()
+    done = second.run().ok()
     assert done.jobs == Counter(["Publish readout in results/readout"])
     assert second.bytes_of("results/**/*.safetensors") == project.bytes_of("results/**/*.safetensors")
 
@@ -308,7 +310,7 @@ def test_thirty_emotions_over_shared_texts_forward_each_text_once(tmp_path: Path
 
 def test_a_deleted_result_is_published_again(project: Project) -> None:
     (project.folder / "results/readout/manifest.json").unlink()
-    assert project.build().jobs == Counter(["Publish readout in results/readout"])
+    assert project.run().ok().jobs == Counter(["Publish readout in results/readout"])
     assert project.manifest()["concepts"] == EMOTIONS
 
 
@@ -333,7 +335,7 @@ def test_a_damaged_segment_is_named_and_computed_again(project: Project, damage:
     assert failed.status != 0
     assert f"segment store/activations/{segment.parent.parent.name}/layer_002/{segment.name} is damaged" in failed.text
     assert "Run snakemake again" in failed.text and "Traceback" not in failed.text
-    repaired = project.build("vectors")
+    repaired = project.run("vectors").ok()
     assert repaired.forwarded > 0
     assert project.bytes_of("store/vectors/calm.*/*") == vectors
 
@@ -351,7 +353,7 @@ def test_killed_halfway_a_rerun_ends_with_the_same_release(built: Project, tmp_p
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not list(project.folder.glob("results/readout/*"))
-    done = project.build()
+    done = project.run().ok()
     assert done.forwarded == 0
     assert project.path("results/.current/readout.*").name == built.path("results/.current/readout.*").name
     assert project.bytes_of("results/readout/*.safetensors") == built.bytes_of("results/readout/*.safetensors")
@@ -367,7 +369,7 @@ def test_targets_for_one_emotion_and_one_layer(project: Project) -> None:
     layer = load_readout(*(project.folder / "results/layers/2" / n for n in ("vectors.safetensors", "manifest.json")))
     assert layer.concepts == EMOTIONS and layer.layers == [2]
     assert (layer.vectors[2] == everything.vectors[2]).all()
-    assert not project.build("emotion_joy", "layer_2").jobs
+    assert not project.run("emotion_joy", "layer_2").ok().jobs
 
 
 def test_one_emotion_needs_no_quality_and_no_heads(tmp_path: Path, built: Project) -> None:
@@ -381,19 +383,19 @@ def test_one_emotion_needs_no_quality_and_no_heads(tmp_path: Path, built: Projec
     }
 
 
-@pytest.mark.parametrize("target", ["snapshot", "examples", "model", "activations", "vectors", "heads", "quality", "readout"])
-def test_every_stage_is_a_target(project: Project, target: str) -> None:
-    assert not project.run("--dry-run", target).ok().jobs
+def test_every_stage_is_a_target(built: Project) -> None:
+    stages = ("snapshot", "examples", "model", "activations", "vectors", "heads", "quality", "readout")
+    assert not built.run("--dry-run", *stages).ok().jobs
 
 
 def test_another_model_and_pooling_by_config(project: Project, tmp_path: Path) -> None:
     second = tiny.make_model(tmp_path / "qwen3", "qwen3", seed=1)
-    done = project.build("--config", f"model={second}", "pooling=last", "results=other")
+    done = project.run("--config", f"model={second}", "pooling=last", "results=other").ok()
     manifest = json.loads((project.folder / "other/readout/manifest.json").read_text())
     assert kinds(done) == expected(ROWS["other weights in the model's folder, `.snakemake` deleted"], EMOTIONS, [])
     assert done.forwarded == manifest["capture"]["unique_texts"]
     assert (manifest["hidden_size"], manifest["pooling"]) == (32, "last")
-    assert not project.build().jobs, "the first model's release is still there"
+    assert not project.run().ok().jobs, "the first model's release is still there"
 
 
 def test_a_hub_model_by_its_commit_from_the_cache(project: Project, tmp_path: Path, tiny_model: Path) -> None:
@@ -425,21 +427,22 @@ def test_a_hub_model_by_its_commit_from_the_cache(project: Project, tmp_path: Pa
 def test_a_gguf_file_is_converted_once_and_long_texts_are_cut_and_counted(project: Project) -> None:
     write_gguf(project.folder / "model.gguf")
     project.configure(model="model.gguf", target_layers=[0], dtype="fp32", results="gguf")
-    done = project.build()
+    done = project.build("layer_0")
     assert "Model " + str(project.folder / "model.gguf") in done.jobs
     assert "converting model.gguf to a model folder in fp32, once" in done.text
-    manifest = json.loads((project.folder / "gguf/readout/manifest.json").read_text())
+    manifest = json.loads((project.folder / "gguf/layers/0/manifest.json").read_text())
     cut = manifest["capture"]["cut_texts"]
     assert 0 < cut < manifest["capture"]["unique_texts"], "the model reads 128 tokens"
     assert f"warning: {cut} texts were cut to max_tokens" in done.text
     assert manifest["model"]["kind"] == "gguf" and manifest["model"]["name"] == "model.gguf"
     project.configure(target_layers=[0, 1])
-    assert not [job for job in project.build().jobs if job.startswith("Model")]
+    more = project.run("vectors").ok().jobs
+    assert more["Vectors of joy"] == 1 and not [job for job in more if job.startswith("Model")]
 
 
 def test_a_model_without_attention_gets_vectors_and_says_that_it_has_no_heads(project: Project, tmp_path: Path) -> None:
     mamba = tiny.make_model(tmp_path / "mamba", "mamba")
-    project.build("--config", f"model={mamba}", "results=mamba")
+    project.run("--config", f"model={mamba}", "results=mamba").ok()
     folder = project.folder / "mamba"
     assert load_readout(folder / "readout/vectors.safetensors", folder / "readout/manifest.json").concepts == EMOTIONS
     quality = json.loads((folder / "quality.json").read_text())
@@ -455,7 +458,7 @@ def test_a_converted_model_that_is_gone_is_named_and_converted_anew(project: Pro
     failed = project.run("activations")
     assert failed.status != 0 and "is gone. Run snakemake again: it is converted anew" in failed.text
     assert "Traceback" not in failed.text
-    assert "Model " + str(project.folder / "model.gguf") in project.build("activations").jobs
+    assert "Model " + str(project.folder / "model.gguf") in project.run("activations").ok().jobs
 
 
 def test_a_network_out_of_reach_is_tried_again_and_told_once(project: Project) -> None:
@@ -471,7 +474,7 @@ def test_a_network_out_of_reach_is_tried_again_and_told_once(project: Project) -
 def test_another_graph_by_configfile(project: Project, tmp_path: Path) -> None:
     (project.folder / "half.jsonl").write_text("".join(json.dumps(n) + "\n" for n in project.nodes()[:300]))
     (tmp_path / "half.yaml").write_text("graph: half.jsonl\nresults: half\nemotions:\n  exclude: [calm]\n")
-    project.build("--configfile", str(tmp_path / "half.yaml"))
+    project.run("--configfile", str(tmp_path / "half.yaml")).ok()
     manifest = json.loads((project.folder / "half/readout/manifest.json").read_text())
     assert manifest["snapshot"]["nodes"] == 300
     assert manifest["concepts"] == ["frustration", "joy"], "curated comes from config.yaml, exclude from half.yaml"
@@ -479,7 +482,7 @@ def test_another_graph_by_configfile(project: Project, tmp_path: Path) -> None:
 
 def test_a_curated_emotion_without_examples_is_named_and_left_out(project: Project) -> None:
     project.configure(emotions={"select": "curated", "curated": [*EMOTIONS, "saudade", "envy"]})
-    done = project.build()
+    done = project.run().ok()
     assert (
         "warning: emotion 'saudade' gets no vector: curated, but no text of 40 characters or more carries this tag" in done.text
     )
@@ -517,7 +520,7 @@ def test_odd_paths_work(built: Project, tmp_path: Path) -> None:
     project = built.copy(tmp_path / "a folder")
     (project.folder / "graph.jsonl").rename(project.folder / "the $graph; x.jsonl")
     project.configure(graph="the $graph; x.jsonl", store="store é/b", results="re sults")
-    project.build("examples")
+    project.run("examples").ok()
     assert len(project.bytes_of("store é/b/examples/*")) == 3
 
 

@@ -172,11 +172,12 @@ def check_model(model: Mapping[str, Any], source: str, store: Path) -> None:
     A hub's model is fetched where this machine lacks it: that it is ready was written into the store by any that shares it.
     """
     if model["kind"] == "hub":
-        from amygdala.fetch import hub_cached, hub_download
+        from amygdala.fetch import hub_cached, hub_download, stay_offline
 
         commit = model["identity"].removeprefix("commit:")
         if not hub_cached(model["source"], commit):
             hub_download(model["source"], commit)
+        stay_offline()
     if model["kind"] == "folder" and describe(model["source"], [Path()], store).identity != model["identity"]:
         raise UserError(f"model: {model['source']} changed while snakemake was running. Run snakemake again")
     if model["kind"] in CONVERTED and (problem := converted_problem(Path(source), store / "memo")):

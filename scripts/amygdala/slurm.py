@@ -43,6 +43,7 @@ UNLISTED_S = 60.0  # a job may be missing from squeue's list
 TELL_S = 60.0
 MOST_BETWEEN_CHECKS_S = 60.0
 LEAST_BETWEEN_CHECKS_S = 40.0  # where the executor has no setting
+COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 COMMAND_S = 30.0  # one of SLURM's commands may take
 CANCEL_S = 120.0  # jobs may take to end: they store complete rows first
 Say = Callable[[str], None]
@@ -281,7 +282,7 @@ def _waiting(run: Callable[..., None], patience_s: float) -> Callable[..., None]
     def run_job(self: Any, job: Any) -> None:
         start = time.monotonic()
         told = False
-        while not watch.cancelled and time.monotonic() - start < patience_s and _is_silent():
+        while not watch.cancelled and time.monotonic() - start < patience_s and command("scontrol", "ping") is None:
             if not told:
                 self.logger.warning(f"SLURM does not answer: {named(job)} is submitted once it does")
                 told = True
@@ -296,10 +297,6 @@ def _waiting(run: Callable[..., None], patience_s: float) -> Callable[..., None]
             self.report_job_error(info, msg=f"Job submission failed with exception: {why}. ")
 
     return run_job
-
-
-def _is_silent() -> bool:
-    return shutil.which("scontrol") is not None and command("scontrol", "ping") is None
 
 
 def _submitted(job: Any) -> Any:
@@ -375,6 +372,16 @@ def pass_on_terminate() -> None:
 
 
 # Runs whose jobs may be with SLURM
+
+
+def check_commands() -> None:
+    """UserError where this machine lacks one of SLURM's commands."""
+    missing = [name for name in COMMANDS if shutil.which(name) is None]
+    if missing:
+        raise UserError(
+            f"SLURM's {', '.join(missing)} cannot be found on this machine: type this on a login node of the cluster, or leave "
+            "out the profile to build here"
+        )
 
 
 def begin_run(run_id: str, folder: Path = RUNS) -> None:

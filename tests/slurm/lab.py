@@ -111,6 +111,8 @@ class Lab:
 class ClusterProject(Project):
     """A project whose jobs go to the lab."""
 
+    forks = False
+
     def command(self, *arguments: str, snakefile: Path | str = REPOSITORY / "Snakefile") -> list[str]:
         where = ["--snakefile", str(snakefile), "--directory", str(self.folder)]
         profile = ["--profile", str(REPOSITORY / "profiles/slurm"), "--slurm-init-seconds-before-status-checks", "1"]
