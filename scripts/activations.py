@@ -278,9 +278,12 @@ def rate_of(chars: int, done: dict[str, Any], load_s: float, device: str) -> dic
 
 
 def stop_on_terminate(say: Say) -> None:
-    """Make SIGTERM (a cluster's time limit, scancel) end the job like Ctrl-C, so that complete rows are stored first."""
+    """Make SIGTERM (a cluster's time limit, scancel) end the job like Ctrl-C, so that complete rows are stored first. Another
+    one does not break that off: SLURM may send it to all processes, and Snakemake passes on its own.
+    """
 
     def stop(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
         with contextlib.suppress(RuntimeError):  # it came in the midst of another line
             say(f"{signal.Signals(number).name} stops this job (a time limit, or someone): complete rows are being stored")
         raise SystemExit(128 + number)

@@ -164,8 +164,8 @@ def test_an_error_midway_keeps_the_rows_that_are_complete(
 def test_a_time_limit_of_the_cluster_keeps_the_rows_that_are_complete(
     run: Run, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, log_works: bool
 ) -> None:
-    """SIGTERM in the sixth pass; without the handler it would end this process. The log says so where it can: a file refuses a
-    line that comes while it writes another.
+    """SIGTERM in the sixth pass and again while rows are stored; without the handler it would end this process. The log says so
+    where it can: a file refuses a line that comes while it writes another.
     """
     said: list[str] = []
 
@@ -181,11 +181,17 @@ def test_a_time_limit_of_the_cluster_keeps_the_rows_that_are_complete(
             os.kill(os.getpid(), signal.SIGTERM)
         return REAL(capture, batch)
 
+    def flush(buffer: activations.Buffer) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        store(buffer)
+
+    store = activations.Buffer.flush
     before = signal.getsignal(signal.SIGTERM)
     try:
         activations.stop_on_terminate(say)
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
             patch.setattr(Capture, "__call__", call)
+            patch.setattr(activations.Buffer, "flush", flush)
             run(TEXTS, batch_size=1)
     finally:
         signal.signal(signal.SIGTERM, before)

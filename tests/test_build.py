@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import itertools
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import amygdala.build
 import amygdala.snapshots
@@ -33,6 +35,7 @@ from builds import (
     text_of,
     write_graph,
 )
+from tiny import REPOSITORY
 
 
 @pytest.fixture
@@ -209,6 +212,37 @@ def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
 # A change of the configuration
 
 
+def with_cluster(**changes: Any) -> dict[str, Any]:
+    """`cluster` with other values; those of `gpu` and `light` key by key."""
+    given: dict[str, Any] = copy.deepcopy(yaml.safe_load((REPOSITORY / "config.yaml").read_text(encoding="utf-8"))["cluster"])
+    for name, value in changes.items():
+        given[name] = {**given[name], **value} if isinstance(value, dict) else value
+    return given
+
+
+# What jobs ask a cluster for is no part of what they make.
+OTHERS: dict[str, dict[str, Any]] = {
+    "": {"account": "lab", "partition": "main", "qos": "high", "constraint": "fast"},
+    "gpu": {
+        **{"partition": "gpu", "qos": "high", "constraint": "a100", "count": 4, "model": "a100"},
+        **{"cpus": 9, "mem_mb": 9000, "runtime": 9},
+    },
+    "light": {"run": "here", "cpus": 9, "mem_mb": 9000, "runtime": 9},
+}
+CLUSTERS = [
+    with_cluster(**({section: {key: value}} if section else {key: value}))
+    for section, values in OTHERS.items()
+    for key, value in values.items()
+]
+
+
+def test_each_setting_of_the_cluster_has_another_value() -> None:
+    default = with_cluster()
+    assert all(given != default for given in CLUSTERS)
+    assert {*OTHERS[""], "gpu", "light"} == set(default)
+    assert set(OTHERS["gpu"]) == set(default["gpu"]) and set(OTHERS["light"]) == set(default["light"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -236,6 +270,7 @@ def test_going_back_gives_the_first_keys_again(config: dict[str, Any]) -> None:
         ({"device": "cpu"}, set()),
         ({"emotions_per_job": 1}, set()),
         ({"shards": 3}, {"index"}),
+        *(({"cluster": given}, set()) for given in CLUSTERS),
         ({"method": "lda"}, {"vectors", "heads", "figures", "quality", "release"}),
         ({"method": "paired"}, {"vectors", "heads", "figures", "quality", "release"}),
         ({"denoise": 0.5}, {"index", "vectors", "heads", "figures", "quality", "release"}),

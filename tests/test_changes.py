@@ -179,7 +179,7 @@ def test_settings_model_and_versions_that_differ() -> None:
     ("forward", "tokens", "seconds", "line"),
     [
         (Forward(0, 8, 0, RATE), 0, 0.0, "texts: 0 of 8 to forward; the model is not loaded"),
-        (Forward(0, 8, 0, None), None, None, "texts: 0 of 8 to forward; the model is not loaded"),
+        (Forward(0, 8, 0, None), None, 0.0, "texts: 0 of 8 to forward; the model is not loaded"),
         (
             Forward(5, 8, 8000, RATE),
             2000,

@@ -126,6 +126,7 @@ def test_the_comments_name_all_allowed_words() -> None:
             for s in ("emotions", "ablation", "key_versions")
             for k, v in RULES["properties"][s]["properties"].items()
         },
+        "cluster.light.run": RULES["properties"]["cluster"]["properties"]["light"]["properties"]["run"],
     }
     enums = {key: rule["enum"] for key, rule in properties.items() if "enum" in rule}
     assert len(enums) >= 5

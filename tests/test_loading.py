@@ -308,3 +308,53 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.Monkey
     assert set(said) == {(mmap_threshold, 1 << 30), (trim_threshold, 2**31 - 1)}
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     loading.keep_freed_memory()
+
+
+# Where a job runs its model
+
+
+def placement(**changes: Any) -> dict[str, Any]:
+    return {"device": "auto", "device_map": None, "threads": 1, **changes}
+
+
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_gpu_that_slurm_gave_and_torch_cannot_use_is_refused(without_gpu: pytest.MonkeyPatch) -> None:
+    """On its cores alone a job would take as long as nobody asked for, with a GPU that nobody else gets."""
+    assert loading.place(placement()) == CPU
+    without_gpu.setenv("SLURM_JOB_GPUS", "0,\x1b[2J")
+    with pytest.raises(
+        UserError, match=r"device: SLURM gave this job a GPU .*, but torch \S+ finds none that it can use"
+    ) as caught:
+        loading.place(placement())
+    assert str(caught.value).isprintable() and "say `device: cpu`" in str(caught.value)
+    assert loading.place(placement(device="cpu")) == CPU
+    with pytest.raises(UserError, match="device: cuda is not available here"):
+        loading.place(placement(device="cuda"))
+
+
+def test_a_job_of_slurm_without_a_gpu_runs_on_its_cores(without_gpu: pytest.MonkeyPatch) -> None:
+    without_gpu.setenv("SLURM_JOB_ID", "7")
+    without_gpu.setenv("SLURM_GPUS_ON_NODE", "0")
+    assert loading.place(placement()) == CPU
+
+
+def test_a_gpu_that_torch_can_use_is_used(without_gpu: pytest.MonkeyPatch) -> None:
+    without_gpu.setenv("SLURM_JOB_GPUS", "0")
+    without_gpu.setattr(torch.cuda, "is_available", lambda: True)
+    without_gpu.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [loading.place(placement(shard=shard)) for shard in range(3)] == [torch.device("cuda", n) for n in (0, 1, 0)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_a_device_map_contradicts_a_device_without_gpus(without_gpu: pytest.MonkeyPatch, device: str) -> None:
+    without_gpu.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(UserError, match=f"device_map: auto spreads a model over GPUs; with device: {device} set it to null"):
+        loading.place(placement(device=device, device_map="auto"))

@@ -175,9 +175,9 @@ class Forward:
 
     @property
     def seconds(self) -> float | None:
-        if not self.rate:
-            return None
-        return self.rate["load_s"] + (self.tokens or 0) / self.rate["tokens_per_s"] if self.texts else 0.0
+        if not self.texts:
+            return 0.0
+        return self.rate["load_s"] + (self.tokens or 0) / self.rate["tokens_per_s"] if self.rate else None
 
     def line(self) -> str:
         head = f"texts: {self.texts} of {self.unique} to forward"

@@ -16,7 +16,7 @@ RUNTIME_SPARE_MIN = 20  # a start, a slow file system, the model's load
 RUNTIME_TIMES = 3
 RUNTIME_FIRST_MIN = 240  # before the first capture nothing tells how fast it will be
 NAMED = {"partition": "slurm_partition", "qos": "qos", "constraint": "constraint"}
-GPU_VARIABLES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
+GPU_VARIABLES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 Resource = int | str | Callable[..., int]
 
 
@@ -43,7 +43,7 @@ def weights_bytes(model: Model, ready: str | os.PathLike[str]) -> int:
     if not place.is_dir() and model.kind == "gguf":
         place = Path(model.source)
     files = [place] if place.is_file() else place.glob("*.safetensors")
-    return sum(path.stat().st_size for path in files)
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def memory_mb(asked: int | str, weights: int) -> int:
@@ -114,8 +114,9 @@ def cores_given() -> int | None:
 
 
 def gpu_given() -> str | None:
-    """What SLURM calls the GPUs of this process's job; None where it gave none."""
-    return next((os.environ[name] for name in GPU_VARIABLES if os.environ.get(name)), None)
+    """What SLURM calls the GPUs of this process's job, or how many there are; None where it gave none."""
+    count = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    return next((os.environ[name] for name in GPU_VARIABLES if os.environ.get(name)), None if count in ("", "0") else count)
 
 
 def placed() -> str | None:

@@ -138,19 +138,28 @@ def _number(value: Any, rule: dict[str, Any]) -> Any:
     return value
 
 
+def _numbers(value: Any, rule: dict[str, Any], shared: dict[str, Any]) -> Any:
+    """shared: rules that others refer to."""
+    rule = shared[rule["$ref"].rpartition("/")[2]] if "$ref" in rule else rule
+    if not isinstance(value, dict):
+        return _number(value, rule)
+    inner = rule.get("properties", {})
+    return {key: _numbers(item, inner.get(key, {}), shared) for key, item in value.items()}
+
+
 def with_numbers(config: dict[str, Any], schema: str | Path) -> dict[str, Any]:
     """`config` with nulls, and numbers inside lists and mappings, as such: `--config target_layers=[12,0.6] denoise=null` gives
     them as strings.
     """
-    rules = yaml.safe_load(Path(schema).read_text(encoding="utf-8"))["properties"]
+    read = yaml.safe_load(Path(schema).read_text(encoding="utf-8"))
+    rules = read["properties"]
     result = dict(config)
     for name, value in config.items():
         rule = rules.get(name, {})
         if isinstance(value, list):
             result[name] = [_number(item, rule.get("items", {})) for item in value]
         elif isinstance(value, dict):
-            inner = rule.get("properties", {})
-            result[name] = {key: _number(item, inner.get(key, {})) for key, item in value.items()}
+            result[name] = _numbers(value, rule, read["$defs"])
         elif value in ("null", "None") and "null" in _kinds(rule):
             result[name] = None
     return result

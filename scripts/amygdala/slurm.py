@@ -7,6 +7,8 @@ GPU hours.
 - Of SLURM's signal that a job's time is up, or that someone cancelled it, the job's script hears nothing.
 - A job group asks for the sum of what its jobs ask for, as if they all ran at once.
 - Jobs of a killed run go on, and nothing tells of them.
+- Of a job group it neither tells what SLURM said nor, where it stumbles over the submission (an account that SLURM does not
+  know), that there is anything to tell: it waits for ever.
 """
 
 from __future__ import annotations
@@ -33,12 +35,14 @@ PLUGIN = "snakemake_executor_plugin_slurm"
 RUNS = Path(".snakemake/amygdala.slurm")  # a file for each run whose jobs may be with SLURM
 RETRIED = {"OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED"}
 FAILED = {*RETRIED, "CANCELLED", "DEADLINE", "FAILED", "ERROR", "REVOKED"}
+STATES = {*FAILED, "COMPLETED", "COMPLETING", "CONFIGURING", "PENDING", "RUNNING", "SUSPENDED"}
 STATUS = re.compile(r"SLURM status is: '(\w+)")
 AWAY = re.compile(r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|slurm_receive_msg", re.I)
 PATIENCE_S = 1800.0  # without an answer from SLURM
 UNLISTED_S = 60.0  # a job may be missing from squeue's list
 TELL_S = 60.0
 MOST_BETWEEN_CHECKS_S = 60.0
+LEAST_BETWEEN_CHECKS_S = 40.0  # where the executor has no setting
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 COMMAND_S = 30.0  # one of SLURM's commands may take
 CANCEL_S = 120.0  # jobs may take to end: they store complete rows first
@@ -54,10 +58,18 @@ def command(*words: str, timeout: float = COMMAND_S) -> str | None:
     return done.stdout
 
 
+def state_in(told: str) -> str:
+    """The bare state of `CANCELLED by 0`, `CANCELLED+` and `OUT_OF_ME+`."""
+    word = (told.split() or [""])[0]
+    if not word.endswith("+"):
+        return word
+    return next((state for state in sorted(STATES) if state.startswith(word[:-1])), word[:-1])
+
+
 def states(job_id: str) -> list[str]:
     """States of a job and its steps by the accounting, the job's first; empty where it knows nothing of it."""
     told = command("sacct", "--jobs", job_id, "--noheader", "--parsable2", "--format=State") or ""
-    return [line.split()[0] for line in told.splitlines() if line.strip()]
+    return [state_in(line) for line in told.splitlines() if line.strip()]
 
 
 def state_of(job_id: str, told: str) -> str:
@@ -139,13 +151,13 @@ def mend(plugin: Any, patience_s: float = PATIENCE_S, unlisted_s: float = UNLIST
 
 
 def _answering(query: Callable[..., Any]) -> Callable[..., Any]:
-    """A query that remembers its answer, and reads states as they are written (CANCELLED+, CANCELLED by 0)."""
+    """A query that remembers its answer, and reads states as they are written."""
 
     @functools.wraps(query)
     async def answer(line: str, logger: Any) -> tuple[dict[str, str] | None, float | None]:
         statuses, duration = await query(line, logger)
         if statuses is not None:
-            statuses = {job: (state.split() or [""])[0].rstrip("+") for job, state in statuses.items()}
+            statuses = {job: state_in(state) for job, state in statuses.items()}
         watch.statuses = statuses
         return statuses, duration
 
@@ -162,8 +174,8 @@ def _reporting(report: Callable[..., None]) -> Callable[..., None]:
 
 
 def _checking(check: Callable[..., Any], patience_s: float, unlisted_s: float) -> Callable[..., Any]:
-    @functools.wraps(check)
-    async def check_all(self: Any, active_jobs: list[Any]) -> AsyncIterator[Any]:
+    async def look(self: Any, active_jobs: list[Any]) -> list[Any]:
+        """The jobs that go on; the others are reported."""
         watch.reported.clear()
         watch.statuses = {} if not active_jobs else None
         still = [job async for job in check(self, active_jobs)]
@@ -175,23 +187,42 @@ def _checking(check: Callable[..., Any], patience_s: float, unlisted_s: float) -
             watch.unsure = True
             for job in still:
                 self.report_job_error(job, msg=_silent(job, silence), aux_logs=_logs(job))
-            return
+            return []
         if silence and now - watch.told > TELL_S:
             watch.told = now
             jobs = listed([str(job.external_jobid) for job in still])
             self.logger.warning(f"SLURM does not answer since {silence:.0f} s. Jobs {jobs} go on by themselves; asked again")
+        going = []
         for job in still:
-            if watch.statuses is None or job.external_jobid in watch.statuses:
+            if watch.statuses is None or _lists(watch.statuses, job.external_jobid):
                 watch.unlisted.pop(job.external_jobid, None)
             elif now - watch.unlisted.setdefault(job.external_jobid, now) > unlisted_s and _end_unlisted(self, job):
+                del watch.unlisted[job.external_jobid]
                 continue
-            yield job
+            going.append(job)
         if watch.reported or not active_jobs:
             watch.changed = now
-        least = self.workflow.executor_settings.init_seconds_before_status_checks
+        least = self.workflow.executor_settings.init_seconds_before_status_checks or LEAST_BETWEEN_CHECKS_S
         self.next_seconds_between_status_checks = between_checks(now - watch.changed, least)
+        return going
+
+    @functools.wraps(check)
+    async def check_all(self: Any, active_jobs: list[Any]) -> AsyncIterator[Any]:
+        try:
+            going = await look(self, active_jobs)
+        except Exception:  # it ends the run, and nothing cancels its jobs
+            watch.unsure = True
+            raise
+        for job in going:
+            yield job
 
     return check_all
+
+
+def _lists(statuses: Iterable[str], job_id: str) -> bool:
+    """Whether SLURM lists a job; tasks of an array that wait are listed together, as 12_[3-5]."""
+    together = f"{job_id.partition('_')[0]}_["
+    return any(one == job_id or ("_" in job_id and one.startswith(together)) for one in statuses)
 
 
 def _logs(job_info: Any) -> list[str]:
@@ -235,6 +266,8 @@ def _retrying(report: Callable[..., None]) -> Callable[..., None]:
             logs = "".join(f" Log: {log}" for log in _logs(job_info))
             head = f"SLURM-job '{job_info.external_jobid}', {named(job)}, ended as {state}. {advice(state)}"
             msg = f"{head} It had asked for {asks_for(job)}.{logs} "
+        if job.is_group():  # Snakemake prints no message of a group
+            self.logger.error(msg.strip())
         if not again:
             job.attempt = max(job.attempt, job.restart_times + 1)
         report(self, job_info, msg=msg, **options)
@@ -254,10 +287,22 @@ def _waiting(run: Callable[..., None], patience_s: float) -> Callable[..., None]
                 self.logger.warning(f"SLURM does not answer: {named(job)} is submitted once it does")
                 told = True
             time.sleep(2)
-        if not watch.cancelled:
+        if watch.cancelled:
+            return
+        try:
             run(self, job)
+        except Exception as error:  # of a thread that nobody looks after
+            why = error.__context__ or error  # the plugin's own handler stumbles over a group
+            info = _submitted(job)
+            self.report_job_error(info, msg=f"Job submission failed with exception: {why}. ")
 
     return run_job
+
+
+def _submitted(job: Any) -> Any:
+    from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+
+    return SubmittedJobInfo(job)
 
 
 def _cancelling(cancel: Callable[..., None]) -> Callable[..., None]:
@@ -316,11 +361,12 @@ def pass_on_terminate() -> None:
     exit_gracefully = JobScheduler.exit_gracefully
 
     def terminate_scripts(self: Any, *arguments: Any) -> None:
-        exit_gracefully(self, *arguments)
+        # First of all: Snakemake's own waits for a lock that the main thread, which this has interrupted, may hold.
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if not process.children():  # not the shell, whose end would count as the script's
                     process.terminate()
+        exit_gracefully(self, *arguments)
 
     JobScheduler.exit_gracefully = terminate_scripts
 
@@ -357,12 +403,13 @@ def end_run_surely(run_id: str, folder: Path = RUNS) -> None:
 
 def left_behind(folder: Path = RUNS) -> list[str]:
     """Names of runs that were killed. To be asked for under the folder's lock, before this run begins."""
-    return sorted(path.stem for path in folder.glob("*.json") if (recall(path) or {}).get("run") == path.stem)
+    known = {path.stem: recall(path) for path in folder.glob("*.json")}
+    return sorted(run for run, facts in known.items() if isinstance(facts, dict) and facts.get("run") == run)
 
 
 def jobs_of(runs: Iterable[str]) -> dict[str, str] | None:
     """{job id: state} of the jobs of these runs that are not over; None where SLURM does not answer."""
-    told = command("squeue", "--noheader", "--name", ",".join(runs), "--format=%i %T", "--me")
+    told = command("squeue", "--noheader", "--name", ",".join(runs), "--format=%i %T")
     return None if told is None else dict(line.split()[:2] for line in told.splitlines() if len(line.split()) > 1)
 
 
@@ -374,14 +421,13 @@ def deal_with_left_behind(say: Say, cancels: bool, folder: Path = RUNS, wait_s: 
     runs = left_behind(folder)
     if not runs:
         return
-    if not cancels and shutil.which("squeue") is None:
-        return
     running = jobs_of(runs)
     names = listed(runs)
+    silent = UserError(
+        f"SLURM does not answer, and jobs of a killed run may still be with it ({names}). Run snakemake again once it does"
+    )
     if running is None and cancels:
-        raise UserError(
-            f"SLURM does not answer, and jobs of a killed run may still be with it ({names}). Run snakemake again once it does"
-        )
+        raise silent
     if running and not cancels:
         say(
             f"jobs {listed(sorted(running))} of a killed run are still with SLURM (`scancel --name {','.join(runs)}` ends them)"
@@ -391,8 +437,10 @@ def deal_with_left_behind(say: Say, cancels: bool, folder: Path = RUNS, wait_s: 
         say(f"cancelling jobs {listed(sorted(running))} of a killed run; what they finished is stored")
         command("scancel", "--name", ",".join(runs))
         start = time.monotonic()
-        while running := jobs_of(runs):
+        while (running := jobs_of(runs)) != {}:
             if time.monotonic() - start > wait_s:
+                if running is None:
+                    raise silent
                 raise UserError(
                     f"jobs {listed(sorted(running))} of a killed run do not end. See `squeue --name {','.join(runs)}`"
                 )
