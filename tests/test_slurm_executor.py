@@ -433,6 +433,23 @@ def test_which_submissions_are_tried_again(executor: Any, cluster: FakeSlurm, to
 
 
 @pytest.mark.parametrize("kind", ["job", "group"])
+def test_what_slurm_took_without_an_answer_is_not_run_twice(executor: Any, cluster: FakeSlurm, kind: str) -> None:
+    one = StubJob()
+    job = one if kind == "job" else group_of(one, StubJob("vectors"))
+    cluster.tell("sbatch", err="Batch job submission failed: Socket timed out on send/recv operation", status=1)
+    executor.run_job(job)
+    assert not cluster.calls("scancel")
+    cluster.tell("sbatch", out="8")
+    cluster.tell("squeue", out=f"7 rule_{job.name}\n6 rule_{job.name}_wildcards_0\n5 (null)\n4\n")
+    executor.run_job(job)
+    assert cluster.calls("scancel") == ["scancel 7"]
+    assert "as '7' without an answer: cancelled and submitted anew" in executor.logger.of("warning")[-1]
+    assert [info.external_jobid for info in executor.active_jobs] == ["8"]
+    executor.run_job(StubJob("other"))  # of whose submission there was no doubt
+    assert not cluster.calls("scancel")
+
+
+@pytest.mark.parametrize("kind", ["job", "group"])
 def test_an_account_that_slurm_does_not_know_is_told(executor: Any, cluster: FakeSlurm, kind: str) -> None:
     one = StubJob()
     job = one if kind == "job" else group_of(one, StubJob("vectors"))

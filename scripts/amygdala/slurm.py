@@ -100,6 +100,7 @@ class Watch:
         self.told = 0.0
         self.changed = time.monotonic()
         self.cancelled = False
+        self.doubtful: set[int] = set()  # jobs whose submission got no answer: SLURM may have them all the same
         self.unsure = False  # whether jobs may go on that this run no longer waits for
 
     def silence(self, now: float) -> float:
@@ -146,7 +147,7 @@ def mend(plugin: Any, patience_s: float = PATIENCE_S, unlisted_s: float = UNLIST
     executor.check_active_jobs = _checking(executor.check_active_jobs, patience_s, unlisted_s)
     executor.report_job_success = _reporting(executor.report_job_success)
     executor.report_job_error = _retrying(_reporting(executor.report_job_error))
-    executor.run_job = _waiting(executor.run_job, patience_s)
+    executor.run_job = _waiting(executor.run_job, plugin.get_job_wildcards, patience_s)
     executor.cancel = _cancelling(executor.cancel)
 
 
@@ -268,6 +269,8 @@ def _retrying(report: Callable[..., None]) -> Callable[..., None]:
             msg = f"{head} It had asked for {asks_for(job)}.{logs} "
         if job.is_group():  # Snakemake prints no message of a group
             self.logger.error(msg.strip())
+        if again and not job_info.external_jobid:
+            watch.doubtful.add(id(job))
         if not again:
             job.attempt = max(job.attempt, job.restart_times + 1)
         report(self, job_info, msg=msg, **options)
@@ -275,8 +278,8 @@ def _retrying(report: Callable[..., None]) -> Callable[..., None]:
     return report_error
 
 
-def _waiting(run: Callable[..., None], patience_s: float) -> Callable[..., None]:
-    """Submit once the controller answers."""
+def _waiting(run: Callable[..., None], wildcards_of: Callable[[Any], str], patience_s: float) -> Callable[..., None]:
+    """Submit once the controller answers, and only once."""
 
     @functools.wraps(run)
     def run_job(self: Any, job: Any) -> None:
@@ -289,6 +292,9 @@ def _waiting(run: Callable[..., None], patience_s: float) -> Callable[..., None]
             time.sleep(2)
         if watch.cancelled:
             return
+        if id(job) in watch.doubtful:
+            watch.doubtful.discard(id(job))
+            _cancel_doubles(self, job, wildcards_of(job))
         try:
             run(self, job)
         except Exception as error:  # of a thread that nobody looks after
@@ -297,6 +303,20 @@ def _waiting(run: Callable[..., None], patience_s: float) -> Callable[..., None]
             self.report_job_error(info, msg=f"Job submission failed with exception: {why}. ")
 
     return run_job
+
+
+def _cancel_doubles(executor: Any, job: Any, wildcards: str) -> None:
+    """Cancel what SLURM took of a job though its answer to the submission was lost. (The plugin's comments tell a run's jobs
+    apart.)
+    """
+    comment = f"rule_{job.name}" + (f"_wildcards_{wildcards}" if wildcards else "")
+    told = command("squeue", "--noheader", "--name", executor.run_uuid, "--format=%i %k") or ""
+    listings = [line.strip().partition(" ") for line in told.splitlines()]
+    doubles = [job_id for job_id, _, its in listings if its.strip() == comment]
+    if doubles and command("scancel", *doubles) is not None:
+        executor.logger.warning(
+            f"SLURM had taken {named(job)} as {listed(doubles)} without an answer: cancelled and submitted anew"
+        )
 
 
 def _submitted(job: Any) -> Any:
