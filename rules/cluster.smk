@@ -1,6 +1,5 @@
 # What jobs ask a cluster for, and which of them go there together. Nothing of it is there for a run on this machine.
 import atexit
-import shutil
 
 from amygdala import slurm
 from amygdala.cluster import (
@@ -87,11 +86,9 @@ def submit_with_care():
     run_id = getattr(workflow.scheduler._executor, "run_uuid", None)
     if run_id is not None:
         slurm.check_commands()
-        for one in workflow.rules:
-            if workflow.is_local(one):
-                one.restart_times = (
-                    0  # another try of a job on this machine would fail the same way
-                )
+        # Another try of a job on this machine would fail the same way.
+        for one in filter(workflow.is_local, workflow.rules):
+            one.restart_times = 0
     slurm.deal_with_left_behind(logger.warning, cancels=run_id is not None)
     if run_id is not None:
         folder = slurm.RUNS.absolute()
