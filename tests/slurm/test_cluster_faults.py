@@ -25,7 +25,7 @@ TEXTS = 420
 
 
 def slow(batch_s: float = 0.3) -> dict[str, str]:
-    """Environment of a capture of some 130 batches that takes so long for each."""
+    """Environment of a capture of some 60 batches that takes so long for each."""
     return {"PYTHONPATH": str(HERE / "slow"), "SLOW_BATCH_S": str(batch_s)}
 
 
@@ -53,7 +53,7 @@ def late(
     """A capture that gets a minute, the least that SLURM knows, and takes longer. It is waited for by the last test."""
     project = prepared.copy(tmp_path_factory.mktemp("late") / "project")
     project.configure(cluster={**CLUSTER, "gpu": {**CLUSTER["gpu"], "runtime": 1}})
-    with project.started("activations", "--retries", "0", **slow(1)) as started:
+    with project.started("activations", "--retries", "0", **slow(4)) as started:
         yield project, started
 
 
