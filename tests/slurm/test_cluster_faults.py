@@ -24,7 +24,7 @@ STORED = re.compile(r"^\S+ (\d+) unique texts, (\d+) in the store, (\d+) to forw
 TEXTS = 420
 
 
-def slow(batch_s: float = 0.3) -> dict[str, str]:
+def slow(batch_s: float = 0.6) -> dict[str, str]:
     """Environment of a capture of some 60 batches that takes so long for each."""
     return {"PYTHONPATH": str(HERE / "slow"), "SLOW_BATCH_S": str(batch_s)}
 
