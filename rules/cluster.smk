@@ -3,6 +3,7 @@ import atexit
 
 from amygdala import slurm
 from amygdala.cluster import (
+    conversion_mb,
     cores_given,
     gpu_resources,
     gpus,
@@ -73,8 +74,7 @@ def get_light_resources():
 
 
 def get_conversion_memory():
-    """A model that is converted lies in memory twice, as it was and as it becomes."""
-    return 3 * (weights_bytes(build.model, build.model_ready) >> 20)
+    return conversion_mb(weights_bytes(build.model, build.model_ready))
 
 
 def get_conversion_resources():
@@ -108,13 +108,14 @@ def get_planned_weights(wildcards):
 
 
 def get_planned_files(wildcards):
-    """What a build of the readout makes before the captures, by each of them, and after them."""
+    """What a build of the readout has converted by a job, makes before the captures, by each of them, and after them."""
     texts = [build.texts("neutral")] if build.neutral else []
     shards = {f"shard {n}": build.captured(key) for n, key in enumerate(build.index_keys)}
     made = [path for emotion in build.emotions for path in build.vectors(emotion)]
     made += [path for emotion in build.emotions for path in build.heads(emotion)]
     made += [path for emotion in build.emotions for path in build.figures(emotion)]
     return {
+        "model": [build.model_ready] if build.model.kind == "gguf" else [],
         "before": [*texts, *(build.examples(emotion) for emotion in build.emotions)],
         **shards,
         "after": [*made, *build.weights(), *get_stored("readout")],

@@ -1,13 +1,14 @@
 """What a build will cost on a cluster, before anything is submitted: submissions, GPU jobs, texts, tokens and GPU time."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amygdala.batch import missing_of
 from amygdala.changes import Forward
-from amygdala.cluster import memory_mb, places, runtime_min
+from amygdala.cluster import conversion_mb, first_asked, gpu_resources, light_resources, memory_mb, runtime_min
 from amygdala.errors import shown
 from amygdala.estimate import example_texts, forward_by_shard
 from amygdala.files import write_json
@@ -57,32 +58,30 @@ def submissions(
     files: Mapping[str, Sequence[str]],
     forward: Sequence[Forward],
 ) -> list[Submission]:
-    """What a build submits. weights: bytes; files: what is made before the captures, by each capture (`shard 0`, …), and after
-    them; forward: of each shard.
+    """What a build submits. weights: bytes; files: those of a model that a job converts, what is made before the captures, by
+    each capture (`shard 0`, …), and after them; forward: of each shard.
     """
-    gpu, light = cluster["gpu"], cluster["light"]
-    light_asks = {
-        **places(cluster, "light"),
-        **{"cpus_per_task": light["cpus"], "mem_mb": light["mem_mb"], "runtime": light["runtime"]},
-    }
-    here = light["run"] == "here"
+    light_asks = first_asked(light_resources(cluster))
+    here, gpu = cluster["light"]["run"] == "here", cluster["gpu"]
     found = []
+    if missing_of(files["model"]):
+        found.append(
+            Submission("the model, converted", first_asked(light_resources(cluster, functools.partial(conversion_mb, weights))))
+        )
     if missing_of(files["before"]):
         found.append(Submission("snapshot, texts and examples", light_asks, here=here))
     for shard, texts in enumerate(forward):
         if missing_of(files[f"shard {shard}"]):
-            cores = {"gpu": gpus, "cpus_per_gpu": gpu["cpus"]} if gpus else {"cpus_per_task": gpu["cpus"]}
-            asks = {
-                **places(cluster, "gpu"),
-                **cores,
-                **({"gpu_model": gpu["model"]} if gpus and gpu["model"] else {}),
-                "mem_mb": memory_mb(gpu["mem_mb"], weights),
-                "runtime": runtime_min(gpu["runtime"], texts.seconds),
-            }
+            memory = functools.partial(memory_mb, gpu["mem_mb"], weights)
+            asks = first_asked(gpu_resources(cluster, gpus, memory, _minutes(gpu["runtime"], texts.seconds)))
             found.append(Submission(f"capture of shard {shard}", asks, texts))
     if missing_of(files["after"]):
         found.append(Submission("vectors, heads, quality and the release", light_asks, here=here))
     return found
+
+
+def _minutes(asked: int | str, seconds: float | None) -> Callable[[object], int]:
+    return lambda wildcards: runtime_min(asked, seconds)
 
 
 def _asks(asks: Mapping[str, int | str]) -> str:

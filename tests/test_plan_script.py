@@ -32,7 +32,7 @@ def cluster(**changes: Any) -> dict[str, Any]:
 def files(folder: Path, missing: list[str], shards: int = 2) -> dict[str, list[str]]:
     """Two files of each stage; of those that are missing, one is not there."""
     found: dict[str, list[str]] = {}
-    for stage in ("before", *(f"shard {shard}" for shard in range(shards)), "after"):
+    for stage in ("model", "before", *(f"shard {shard}" for shard in range(shards)), "after"):
         paths = [folder / f"{stage}.{number}" for number in range(2)]
         for path in paths[: 1 if stage in missing else 2]:
             path.touch()
@@ -61,6 +61,7 @@ def test_nothing_to_submit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "what"),
     [
+        (["model"], ["the model, converted"]),
         (["before"], ["snapshot, texts and examples"]),
         (["after"], ["vectors, heads, quality and the release"]),
         (["shard 1"], ["capture of shard 1"]),
@@ -69,6 +70,11 @@ def test_nothing_to_submit(tmp_path: Path) -> None:
 )
 def test_only_what_lacks_a_file_is_submitted(tmp_path: Path, missing: list[str], what: list[str]) -> None:
     assert [one.what for one in planned(tmp_path, missing, [forward(), forward()])] == what
+
+
+def test_a_model_that_a_job_converts_has_memory_for_it(tmp_path: Path) -> None:
+    (found,) = planned(tmp_path, ["model"], [forward()], light={"run": "here"})
+    assert (found.asks, found.here) == ({**LIGHT_ASKS, "mem_mb": 8000 + 3 * 3}, False)  # weights of 3 MiB
 
 
 def test_without_a_rate(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from amygdala.modelinfo import Model
 
 WEIGHTS_SPARE_MB = 4000  # Python, torch and the texts, beside the model
 WEIGHTS_TIMES = 2  # weights in bf16 that are read into memory as fp32
+CONVERSION_TIMES = 3
 RUNTIME_SPARE_MIN = 20  # a start, a slow file system, the model's load
 RUNTIME_TIMES = 3
 RUNTIME_FIRST_MIN = 240  # before the first capture nothing tells how fast it will be
@@ -51,6 +52,11 @@ def memory_mb(asked: int | str, weights: int) -> int:
     return int(asked) if asked != "auto" else WEIGHTS_SPARE_MB + WEIGHTS_TIMES * -(-weights // 2**20)
 
 
+def conversion_mb(weights: int) -> int:
+    """Memory for converting a model of `weights` bytes, in MB: it is there as it was and, in wider numbers, as it becomes."""
+    return CONVERSION_TIMES * (weights >> 20)
+
+
 def runtime_min(asked: int | str, seconds: float | None) -> int:
     """Time limit of a job in minutes; seconds: what it is expected to take, None where nothing was measured yet."""
     if asked != "auto":
@@ -83,13 +89,11 @@ def gpu_resources(
     def get_runtime(wildcards: Any, attempt: int) -> int:
         return attempt * runtime(wildcards)
 
-    found: dict[str, Resource] = {**places(cluster, "gpu"), "mem_mb": get_memory, "runtime": get_runtime}
-    if not count:
-        return {**found, "cpus_per_task": gpu["cpus"]}
-    found |= {"gpu": count, "cpus_per_gpu": gpu["cpus"]}
-    if gpu["model"]:
+    found: dict[str, Resource] = {**places(cluster, "gpu")}
+    found |= {"gpu": count, "cpus_per_gpu": gpu["cpus"]} if count else {"cpus_per_task": gpu["cpus"]}
+    if count and gpu["model"]:
         found["gpu_model"] = gpu["model"]
-    return found
+    return {**found, "mem_mb": get_memory, "runtime": get_runtime}
 
 
 def light_resources(cluster: Mapping[str, Any], extra_mb: Callable[[], int] = lambda: 0) -> dict[str, Resource]:
@@ -105,6 +109,11 @@ def light_resources(cluster: Mapping[str, Any], extra_mb: Callable[[], int] = la
         return int(attempt * light["runtime"])
 
     return {**places(cluster, "light"), "cpus_per_task": light["cpus"], "mem_mb": get_memory, "runtime": get_runtime}
+
+
+def first_asked(resources: Mapping[str, Resource]) -> dict[str, int | str]:
+    """What a job's first try asks for, of resources that do not depend on its wildcards."""
+    return {name: value(None, attempt=1) if callable(value) else value for name, value in resources.items()}
 
 
 def cores_given() -> int | None:

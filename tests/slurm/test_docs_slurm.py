@@ -61,7 +61,7 @@ def test_the_sample_of_a_plan_reads_like_the_real_thing() -> None:
     (sample,) = re.findall(r"```\n(\d+ submissions.*?)```", PAGE, re.DOTALL)
     rate = {"chars_per_token": 4.0, "tokens_per_s": 600.0, "load_s": 5.0, "device": "cpu"}
     settings = yaml.safe_load((REPOSITORY / "config.yaml").read_text(encoding="utf-8"))["cluster"]
-    missing = {name: ["none"] for name in ("before", "shard 0", "shard 1", "after")}
+    missing: dict[str, list[str]] = {"model": []} | {name: ["none"] for name in ("before", "shard 0", "shard 1", "after")}
     forward = [Forward(30, 200, 1000, rate)] * 2
     cluster = {**settings, "account": "lab", "gpu": {**settings["gpu"], "partition": "gpu"}}
     printed = list(plan.lines(plan.submissions(cluster, 1, 2**28, missing, forward)))
